@@ -1,0 +1,91 @@
+"""Settings: one frozen object, read from the environment and overridden by arguments; nothing else is global.
+
+``None`` means "auto": the place that knows the answer (the engine, the pack cache) resolves it into a new object with
+``dataclasses.replace`` and can print the result. An unknown ``FINBACK_*`` variable or a bad value is an error, not a shrug.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from finback.errors import ConfigError
+
+KV_DTYPES = ("f32", "bf16", "f16")
+PACK_FORMATS = ("q8", "q4")
+# Variables with the prefix that are not settings: read where they act.
+OTHER_VARIABLES = frozenset({"FINBACK_ISA"})
+
+
+def _default_home() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "finback"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user may choose. Invariant: every value has passed :meth:`validate`."""
+
+    home: Path = field(default_factory=_default_home)  # models/ and packs/ live below it
+    threads: int | None = None  # None: every core this process may run on
+    context: int | None = None  # tokens per request; None: the model's, capped by memory
+    format: str | None = None  # None: as published; "q8" or "q4": packed narrower
+    kv_dtype: str | None = None  # None: float32 for float32 models, else bf16 latents and f16 keys
+    batch_tokens: int = 512  # token budget of one step
+    max_requests: int = 64  # requests that run in one step
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ConfigError unless every value can be used."""
+        _check_range("threads", self.threads, 1, 1024)
+        _check_range("context", self.context, 1, 1 << 24)
+        _check_range("batch_tokens", self.batch_tokens, 1, 1 << 20)
+        _check_range("max_requests", self.max_requests, 1, 4096)
+        _check_choice("format", self.format, PACK_FORMATS)
+        _check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
+
+    def override(self, **values: Any) -> Settings:
+        """A copy with every value that is not None replaced."""
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
+
+
+def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from ``FINBACK_*`` environment variables: FINBACK_HOME, FINBACK_THREADS, FINBACK_CONTEXT and so on."""
+    environ = os.environ if environ is None else environ
+    known = {f"FINBACK_{f.name.upper()}": f.name for f in fields(Settings)}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith("FINBACK_") or variable in OTHER_VARIABLES:
+            continue
+        if variable not in known:
+            raise ConfigError(f"{variable} is not a setting", hint=f"known: {', '.join(sorted(known))}")
+        values[known[variable]] = _parse(variable, known[variable], text)
+    return Settings(**values)
+
+
+def _parse(variable: str, name: str, text: str) -> Any:
+    if name == "home":
+        return Path(text).expanduser()
+    if name in ("format", "kv_dtype"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{variable} must be a whole number, not {text!r}") from None

@@ -1,0 +1,106 @@
+"""The exception tree: every failure that a user can cause or meet has a type here.
+
+A message says what is wrong and why; ``hint`` says what to do about it, and the faces print it on its own line.
+
+    FinbackError
+    ├── ConfigError               a setting, flag or environment variable has a value that cannot be used
+    ├── KernelArgumentError       arguments of a kernel do not fit together (operation, argument, expected, actual)
+    ├── ModelError                something is wrong with a model's files
+    │   ├── MalformedFile         the bytes contradict themselves: truncated, lying offsets, impossible sizes
+    │   ├── UnsupportedModel      a sound file of an architecture, format or option that Finback does not run
+    │   ├── MissingTensor         the architecture needs a tensor that the files do not have
+    │   ├── ShapeMismatch         a tensor's shape or type contradicts the model's configuration
+    │   ├── TokenizerError        the tokenizer's data cannot be used
+    │   └── ModelTooLarge         the model or its context does not fit in this machine's memory or disk
+    ├── HubError                  names and downloads
+    │   ├── UnknownModel          no such name in the catalog, on disk, or at the source
+    │   ├── DownloadError         the transfer failed and could not be resumed
+    │   └── ChecksumMismatch      the bytes that arrived are not the published ones
+    ├── InvalidRequest            a request cannot be run as asked; ``parameter`` names the field
+    │   ├── PromptTooLong         prompt plus answer exceed the context
+    │   └── TemplateError         the chat template failed, or exceeded its bounds
+    └── EngineError               the engine could not go on with a request or at all
+"""
+
+from __future__ import annotations
+
+
+class FinbackError(Exception):
+    """Base of all of Finback's errors: ``str()`` is the message, ``hint`` the way out (or None)."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(FinbackError):
+    """A setting, flag or environment variable has a value that cannot be used."""
+
+
+class KernelArgumentError(FinbackError, ValueError):
+    """Arguments of a kernel do not fit together."""
+
+
+class ModelError(FinbackError):
+    """Something is wrong with a model's files."""
+
+
+class MalformedFile(ModelError):
+    """The bytes contradict themselves."""
+
+
+class UnsupportedModel(ModelError):
+    """A sound file of an architecture, format or option that Finback does not run."""
+
+
+class MissingTensor(ModelError):
+    """The architecture needs a tensor that the files do not have."""
+
+
+class ShapeMismatch(ModelError):
+    """A tensor's shape or type contradicts the model's configuration."""
+
+
+class TokenizerError(ModelError):
+    """The tokenizer's data cannot be used."""
+
+
+class ModelTooLarge(ModelError):
+    """The model or its context does not fit in this machine's memory or disk."""
+
+
+class HubError(FinbackError):
+    """A name or a download failed."""
+
+
+class UnknownModel(HubError):
+    """No such name in the catalog, on disk, or at the source."""
+
+
+class DownloadError(HubError):
+    """The transfer failed and could not be resumed."""
+
+
+class ChecksumMismatch(HubError):
+    """The bytes that arrived are not the published ones."""
+
+
+class InvalidRequest(FinbackError):
+    """A request cannot be run as asked; ``parameter`` names the offending field where there is one."""
+
+    def __init__(self, message: str, *, parameter: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.parameter = parameter
+
+
+class PromptTooLong(InvalidRequest):
+    """Prompt plus answer exceed the context."""
+
+
+class TemplateError(InvalidRequest):
+    """The chat template failed, or exceeded its bounds."""
+
+
+class EngineError(FinbackError):
+    """The engine could not go on with a request, or at all."""
