@@ -1,0 +1,76 @@
+"""What one step runs: the arrays that the engine's runner hands to a model, and nothing else.
+
+A batch is a flat list of token rows. Rows of one sequence that play one role (prompt or generated) and sit at consecutive
+positions form a segment; segments follow each other without gaps. Where a row's keys and values live is said by its slot
+(``block * block_size + offset``), and where its sequence's earlier ones live by the sequence's row of ``block_tables``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows ``start`` to ``stop`` of a batch: positions ``first_position``... of sequence ``seq``, all of one role."""
+
+    start: int
+    stop: int
+    seq: int
+    first_position: int
+    prompt: bool
+
+    @property
+    def context(self) -> int:
+        """Positions of the sequence that the segment's last row sees, itself included."""
+        return self.first_position + self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's rows. Invariant: :meth:`check_integrity` passes."""
+
+    tokens: NDArray[np.int64]  # [n]
+    positions: NDArray[np.int32]  # [n]
+    seq_ids: NDArray[np.int32]  # [n], row of block_tables
+    slots: NDArray[np.int64]  # [n], where this row's keys and values go
+    block_tables: NDArray[np.int32]  # [sequences, most blocks of one sequence]
+    segments: tuple[Segment, ...]
+    logit_rows: NDArray[np.int64]  # [m], rows whose logits are wanted
+
+    @property
+    def rows(self) -> int:
+        """Number of token rows."""
+        return len(self.tokens)
+
+    @property
+    def prompt_segments(self) -> tuple[Segment, ...]:
+        """The segments whose tokens came from the caller."""
+        return tuple(segment for segment in self.segments if segment.prompt)
+
+    def generated_rows(self) -> NDArray[np.int64]:
+        """Rows of tokens that the model wrote itself, in order."""
+        spans = [np.arange(s.start, s.stop) for s in self.segments if not s.prompt]
+        return np.concatenate(spans) if spans else np.empty(0, np.int64)
+
+    def context_slots(self, segment: Segment, block_size: int) -> NDArray[np.int64]:
+        """Slots of every position that the segment sees, from position 0 on."""
+        positions = np.arange(segment.context)
+        blocks = self.block_tables[segment.seq, positions // block_size].astype(np.int64)
+        return blocks * block_size + positions % block_size
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless the segments cover the rows in order and agree with the row arrays."""
+        n = self.rows
+        arrays: tuple[NDArray[Any], ...] = (self.positions, self.seq_ids, self.slots)
+        assert all(len(array) == n for array in arrays), "row arrays differ in length"
+        edges = [0, *(s.stop for s in self.segments)]
+        assert edges == [*(s.start for s in self.segments), n], "segments leave gaps or overlap"
+        for s in self.segments:
+            expected = np.arange(s.first_position, s.context)
+            assert np.array_equal(self.positions[s.start : s.stop], expected), "positions contradict the segment"
+            assert (self.seq_ids[s.start : s.stop] == s.seq).all(), "sequences contradict the segment"
