@@ -1,0 +1,73 @@
+// See dispatch.h. A set is offered only if cpuid has all of its instructions and the OS saves its registers.
+#include "dispatch.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace finback {
+namespace {
+
+struct Candidate {
+    const char* name;
+    bool (*supported)();
+    Kernels kernels;
+};
+
+bool supported_scalar() { return true; }
+#if defined(FINBACK_X86)
+// __builtin_cpu_supports also checks XGETBV, so a feature that the OS does not save reads as absent.
+bool supported_avx2() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+           __builtin_cpu_supports("f16c");
+}
+bool supported_avx512() {
+    return supported_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool supported_avx512vnni() { return supported_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#endif
+
+#define FINBACK_CANDIDATE(isa) \
+    Candidate{#isa,            \
+              &supported_##isa, \
+              {isa::gemm_kernels(), isa::attention_kernels(), isa::norm_rope_kernels(), isa::sample_kernels()}},
+
+const std::vector<Candidate>& candidates() {
+    static const std::vector<Candidate> all = {FINBACK_FOR_EACH_ISA(FINBACK_CANDIDATE)};
+    return all;
+}
+
+const Candidate* best() {
+    const Candidate* chosen = nullptr;
+    for (const Candidate& candidate : candidates())
+        if (candidate.supported()) chosen = &candidate;
+    return chosen;
+}
+
+std::atomic<const Candidate*>& current() {
+    static std::atomic<const Candidate*> chosen{best()};
+    return chosen;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return current().load(std::memory_order_acquire)->kernels; }
+
+std::string isa() { return current().load(std::memory_order_acquire)->name; }
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> names;
+    for (const Candidate& candidate : candidates())
+        if (candidate.supported()) names.emplace_back(candidate.name);
+    return names;
+}
+
+std::string select_isa(const std::string& name) {
+    for (const Candidate& candidate : candidates())
+        if (candidate.name == name && candidate.supported())
+            return current().exchange(&candidate, std::memory_order_acq_rel)->name;
+    throw std::invalid_argument("instruction set '" + name + "' is not available on this processor");
+}
+
+}  // namespace finback

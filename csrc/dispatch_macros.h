@@ -1,0 +1,8 @@
+// The instruction sets that this build contains, lowest first.
+#pragma once
+
+#if defined(FINBACK_X86)
+#define FINBACK_FOR_EACH_ISA(X) X(scalar) X(avx2) X(avx512) X(avx512vnni)
+#else
+#define FINBACK_FOR_EACH_ISA(X) X(scalar)
+#endif

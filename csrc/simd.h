@@ -1,0 +1,160 @@
+// Eight float lanes and the few operations on them that the kernels need, once per instruction set.
+//
+// Every kernel is written on these types alone, so the scalar build runs the same lanes in the same order as the vector
+// builds. Results may differ between scalar and vector builds only by the rounding of fused multiply-adds.
+// This header is compiled into one namespace per instruction set; keep standard headers with inline code out of the
+// kernel files, or the linker may pick a copy that needs instructions the machine lacks.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if !defined(FINBACK_ISA_scalar)
+#include <immintrin.h>
+#endif
+
+#define FINBACK_CONCAT_(a, b) a##b
+#define FINBACK_NAMESPACE FINBACK_ISA
+
+namespace finback::FINBACK_NAMESPACE {
+
+inline constexpr int kLanes = 8;
+
+inline float bits_to_float(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+inline uint32_t float_to_bits(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+inline float bf16_to_float(uint16_t x) { return bits_to_float(static_cast<uint32_t>(x) << 16); }
+// Round to nearest even; NaN stays NaN.
+inline uint16_t float_to_bf16(float x) {
+    uint32_t bits = float_to_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+inline float f16_to_float(uint16_t h) {
+    // Exponent rebias by one multiplication, which also renormalises subnormals.
+    const uint32_t sign = (h & 0x8000u) << 16;
+    const uint32_t magnitude = h & 0x7fffu;
+    if (magnitude >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+    const float scaled = bits_to_float(magnitude << 13) * bits_to_float(0x77800000u);  // 2^112
+    return bits_to_float(sign | float_to_bits(scaled));
+}
+inline uint16_t float_to_f16(float x) {
+#if !defined(FINBACK_ISA_scalar)
+    return static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+    const uint32_t bits = float_to_bits(x);
+    const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to infinity
+    if (magnitude < 0x38800000u) {  // subnormal: let the float adder do the rounding
+        const float shifted = bits_to_float(magnitude) + bits_to_float(0x3f000000u);
+        return static_cast<uint16_t>(sign | (float_to_bits(shifted) - 0x3f000000u));
+    }
+    const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
+    return static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
+#endif
+}
+
+#if !defined(FINBACK_ISA_scalar)
+
+struct F32x8 {
+    __m256 v;
+};
+inline F32x8 zero() { return {_mm256_setzero_ps()}; }
+inline F32x8 set1(float x) { return {_mm256_set1_ps(x)}; }
+inline F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline void store(float* p, F32x8 a) { _mm256_storeu_ps(p, a.v); }
+inline F32x8 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+inline F32x8 load_bf16(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+inline F32x8 operator+(F32x8 a, F32x8 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F32x8 operator-(F32x8 a, F32x8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F32x8 operator*(F32x8 a, F32x8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F32x8 operator/(F32x8 a, F32x8 b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F32x8 max(F32x8 a, F32x8 b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F32x8 min(F32x8 a, F32x8 b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F32x8 fma(F32x8 a, F32x8 b, F32x8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline float fma1(float a, float b, float c) { return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c))); }
+inline F32x8 round_even(F32x8 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// 2^n for integral n in [-126, 127].
+inline F32x8 exp2_int(F32x8 n) {
+    const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(e, 23))};
+}
+
+#else
+
+struct F32x8 {
+    float v[kLanes];
+};
+template <class F>
+inline F32x8 lanewise(F f) {
+    F32x8 r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = f(i);
+    return r;
+}
+inline F32x8 zero() { return F32x8{}; }
+inline F32x8 set1(float x) { return lanewise([&](int) { return x; }); }
+inline F32x8 load(const float* p) { return lanewise([&](int i) { return p[i]; }); }
+inline void store(float* p, F32x8 a) { std::memcpy(p, a.v, sizeof a.v); }
+inline F32x8 load_f16(const uint16_t* p) { return lanewise([&](int i) { return f16_to_float(p[i]); }); }
+inline F32x8 load_bf16(const uint16_t* p) { return lanewise([&](int i) { return bf16_to_float(p[i]); }); }
+inline F32x8 operator+(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] + b.v[i]; }); }
+inline F32x8 operator-(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] - b.v[i]; }); }
+inline F32x8 operator*(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] * b.v[i]; }); }
+inline F32x8 operator/(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] / b.v[i]; }); }
+inline F32x8 max(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+inline F32x8 min(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+inline F32x8 fma(F32x8 a, F32x8 b, F32x8 c) { return lanewise([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+inline float fma1(float a, float b, float c) { return a * b + c; }
+inline F32x8 round_even(F32x8 a) { return lanewise([&](int i) { return __builtin_rintf(a.v[i]); }); }
+inline F32x8 exp2_int(F32x8 n) {
+    return lanewise([&](int i) { return bits_to_float(static_cast<uint32_t>(static_cast<int>(n.v[i]) + 127) << 23); });
+}
+
+#endif
+
+// The one order in which eight lanes become one number: pairs four apart, two apart, one apart.
+inline float sum(F32x8 a) {
+    float x[kLanes];
+    store(x, a);
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+inline float max_lane(F32x8 a) {
+    float x[kLanes];
+    store(x, a);
+    float m = x[0];
+    for (int i = 1; i < kLanes; ++i) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+// e^x to about 2 ulp for x in [-87.3, 88.3]; clamped outside, so very negative inputs give about 1e-38, not NaN.
+// Cody-Waite reduction by ln 2 and the degree-6 Taylor-minimax polynomial of Cephes' expf.
+inline F32x8 exp(F32x8 x) {
+    x = max(min(x, set1(88.3f)), set1(-87.3f));
+    const F32x8 n = round_even(x * set1(1.44269504088896341f));
+    F32x8 r = fma(n, set1(-0.693359375f), x);
+    r = fma(n, set1(2.12194440e-4f), r);
+    F32x8 p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    p = fma(p, r * r, r + set1(1.0f));
+    return p * exp2_int(n);
+}
+inline F32x8 silu(F32x8 x) { return x / (set1(1.0f) + exp(zero() - x)); }
+
+}  // namespace finback::FINBACK_NAMESPACE

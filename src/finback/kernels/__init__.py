@@ -1,0 +1,29 @@
+"""The compute boundary: typed functions over the native module, which nothing else imports.
+
+Every kernel obeys rule R1 (a row's result depends on that row alone: not on its neighbours in the call, the number of
+threads, or the chunking) and has a NumPy twin of the same name in :mod:`finback.kernels.reference`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from finback import _native
+from finback._native import available_isas, isa, select_isa, set_threads, threads
+from finback.errors import ConfigError
+
+__all__ = ["available_isas", "isa", "select_isa", "set_threads", "threads"]
+
+
+def _apply_environment() -> None:
+    """Honour FINBACK_ISA: the one setting that must act before the first kernel runs."""
+    wanted = os.environ.get("FINBACK_ISA")
+    if not wanted:
+        return
+    if wanted not in _native.available_isas():
+        choices = ", ".join(_native.available_isas())
+        raise ConfigError(f"FINBACK_ISA={wanted} cannot run here", hint=f"available: {choices}")
+    _native.select_isa(wanted)
+
+
+_apply_environment()
