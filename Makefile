@@ -66,8 +66,8 @@ vectors: $(VENV)/.parity  ## regenerate the golden vectors from their oracles
 bench: $(VENV)/.run  ## speed of the default model on this machine
 	$(VENV)/bin/finback bench
 
-native: $(VENV)/.check  ## compile csrc in place, for development with PYTHONPATH=src
-	cmake -S . -B build/native -DPython_EXECUTABLE=$(abspath $(PY)) > /dev/null
+native:  ## compile csrc in place, for development with PYTHONPATH=src (PYTHON must have nanobind)
+	cmake -S . -B build/native -DPython_EXECUTABLE=$(shell command -v $(PYTHON)) > /dev/null
 	cmake --build build/native --parallel $(JOBS)
 	cp build/native/_native*.so src/finback/
 
