@@ -1,1 +1,1 @@
-"""Architectures: each family is one file that reads like its paper and calls coarse kernels; none of them opens a file."""
+"""Architectures: one file per family, which reads like its paper, calls coarse kernels and opens no file."""

@@ -1,8 +1,9 @@
 """What one step runs: the arrays that the engine's runner hands to a model, and nothing else.
 
-A batch is a flat list of token rows. Rows of one sequence that play one role (prompt or generated) and sit at consecutive
-positions form a segment; segments follow each other without gaps. Where a row's keys and values live is said by its slot
-(``block * block_size + offset``), and where its sequence's earlier ones live by the sequence's row of ``block_tables``.
+A batch is a flat list of token rows. Rows of one sequence that play one role (prompt or generated) and sit at
+consecutive positions form a segment; segments follow each other without gaps. A row's slot, which is
+``block * block_size + offset``, says where its keys and values go; the sequence's row of ``block_tables`` says
+where its earlier ones are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Rows ``start`` to ``stop`` of a batch: positions ``first_position``... of sequence ``seq``, all of one role."""
+    """Rows ``start`` to ``stop`` of a batch: one sequence, consecutive positions, one role."""
 
     start: int
     stop: int
@@ -72,5 +73,5 @@ class Batch:
         assert edges == [*(s.start for s in self.segments), n], "segments leave gaps or overlap"
         for s in self.segments:
             expected = np.arange(s.first_position, s.context)
-            assert np.array_equal(self.positions[s.start : s.stop], expected), "positions contradict the segment"
-            assert (self.seq_ids[s.start : s.stop] == s.seq).all(), "sequences contradict the segment"
+            assert np.array_equal(self.positions[s.start : s.stop], expected), "segment and positions differ"
+            assert (self.seq_ids[s.start : s.stop] == s.seq).all(), "segment and sequence ids differ"

@@ -1,0 +1,99 @@
+"""llama, qwen2 and qwen3: grouped-query attention and dense SwiGLU (R1 distills, SmolLM2).
+
+The three differ only in what the file brings: qwen2 has biases on q, k and v; qwen3 normalises each head of q
+and k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finback import kernels
+from finback.kernels import Matrix
+from finback.models.batch import Batch
+from finback.models.layers import Array, Fields, Layer, LayerCache, Model, mlp, model
+from finback.models.rope import Tables, rotary
+from finback.weights.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedQueryAttention:
+    """Several query heads share one key and value head; all keys and values are cached."""
+
+    config: ModelConfig
+    q: Matrix
+    k: Matrix
+    v: Matrix
+    o: Matrix
+    biases: tuple[Array | None, Array | None, Array | None]  # of q, k and v
+    o_bias: Array | None
+    q_norm: Array | None
+    k_norm: Array | None
+
+    def __call__(self, h: Array, x: Array, rope: Tables, batch: Batch, cache: LayerCache) -> Array:
+        q, k, v = self._project(h, rope)
+        kernels.store_rows(cache["k"], k, batch.slots)
+        kernels.store_rows(cache["v"], v, batch.slots)
+        context = kernels.attention(
+            q,
+            cache["k"],
+            cache["v"],
+            block_tables=batch.block_tables,
+            seq_ids=batch.seq_ids,
+            positions=batch.positions,
+            scale=self.config.attention_scale,
+        )
+        return kernels.linear(context.reshape(len(h), -1), [self.o], bias=[self.o_bias], add=x)[0]
+
+    def _project(self, h: Array, rope: Tables) -> tuple[Array, Array, Array]:
+        c, n = self.config, len(h)
+        q, k, v = kernels.linear(h, [self.q, self.k, self.v], bias=self.biases)
+        q = q.reshape(n, c.num_attention_heads, c.head_dim)
+        k = k.reshape(n, c.num_key_value_heads, c.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = kernels.rms_norm(q, self.q_norm, c.rms_norm_eps)
+            k = kernels.rms_norm(k, self.k_norm, c.rms_norm_eps)
+        kernels.rope(q, *rope, interleaved=c.rope_interleaved)
+        kernels.rope(k, *rope, interleaved=c.rope_interleaved)
+        return q, k, v.reshape(n, c.num_key_value_heads, c.head_dim)
+
+    def cache_shapes(self) -> dict[str, tuple[int, ...]]:
+        shape = (self.config.num_key_value_heads, self.config.head_dim)
+        return {"k": shape, "v": shape}
+
+
+def build(config: ModelConfig, fields: Fields) -> Model:
+    """A llama, qwen2 or qwen3 model over bound weights."""
+    layers = [_layer(config, fields.below(f"layers.{i}.")) for i in range(config.num_hidden_layers)]
+    divisors = fields.optional_vector("rope_freqs", config.head_dim // 2)
+    return model(config, fields, layers, rotary(config.rope, config.head_dim, divisors))
+
+
+def _layer(config: ModelConfig, fields: Fields) -> Layer:
+    hidden = config.hidden_size
+    return Layer(
+        attn_norm=fields.vector("attn_norm", hidden),
+        attention=_attention(config, fields.below("attn.")),
+        mlp_norm=fields.vector("mlp_norm", hidden),
+        feed_forward=mlp(fields, hidden, config.intermediate_size),
+    )
+
+
+def _attention(config: ModelConfig, fields: Fields) -> GroupedQueryAttention:
+    hidden, dim = config.hidden_size, config.head_dim
+    q_rows, kv_rows = config.num_attention_heads * dim, config.num_key_value_heads * dim
+    return GroupedQueryAttention(
+        config=config,
+        q=fields.matrix("q", q_rows, hidden),
+        k=fields.matrix("k", kv_rows, hidden),
+        v=fields.matrix("v", kv_rows, hidden),
+        o=fields.matrix("o", hidden, q_rows),
+        biases=(
+            fields.optional_vector("q_bias", q_rows),
+            fields.optional_vector("k_bias", kv_rows),
+            fields.optional_vector("v_bias", kv_rows),
+        ),
+        o_bias=fields.optional_vector("o_bias", hidden),
+        q_norm=fields.vector("q_norm", dim) if config.qk_norm else None,
+        k_norm=fields.vector("k_norm", dim) if config.qk_norm else None,
+    )
