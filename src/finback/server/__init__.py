@@ -1,1 +1,74 @@
-""""""
+"""Serves a loaded model over HTTP in the dialects that clients already speak."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from finback.errors import ConfigError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from finback.api import LoadedModel
+
+GRACE_S = 30  # running requests may finish for this long after SIGTERM
+
+
+def run(model: LoadedModel, *, host: str, port: int, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. Only loopback addresses are accepted: there are no keys yet to guard others with.
+
+    ``on_ready`` is called with the base URL once requests are taken.
+    """
+    require_loopback(host)
+    import uvicorn
+
+    from finback.server.app import create_app
+    from finback.server.worker import EngineWorker
+
+    class AnnouncingServer(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started and on_ready is not None:
+                on_ready(f"http://{f'[{host}]' if ':' in host else host}:{_bound_port(self, port)}")
+
+    app = create_app(model, EngineWorker(model.engine))
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
+    _require_free(host, port)
+    AnnouncingServer(config).run()
+
+
+def _bound_port(server: uvicorn.Server, asked: int) -> int:
+    """The port in use: the system picks one when 0 was asked for."""
+    sockets = [socket for listener in server.servers for socket in listener.sockets]
+    return int(sockets[0].getsockname()[1]) if sockets else asked
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise ConfigError now rather than a log line later when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another --port"
+            ) from None
+
+
+def require_loopback(host: str) -> None:
+    """Raise ConfigError unless ``host`` is this machine alone."""
+    if host == "localhost":
+        return
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(f"{host!r} is not an IP address", hint="use 127.0.0.1, ::1 or localhost") from None
+    if not address.is_loopback:
+        raise ConfigError(
+            f"{host} can be reached from other machines, and this server does not check keys",
+            hint="bind to 127.0.0.1 and put an authenticating proxy in front",
+        )
