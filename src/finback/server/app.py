@@ -1,7 +1,7 @@
 """The HTTP face: routes, error bodies, streams of events, and clients that hang up.
 
-A route reads a bounded body, hands it to a dialect and sends what comes back. Every error, whatever raised it, leaves in
-OpenAI's shape. An answer belongs to its connection: when the client is gone, its requests are aborted.
+A route reads a bounded body, hands it to a dialect and sends what comes back. Every error, whatever raised it, leaves
+in OpenAI's shape. An answer belongs to its connection: when the client is gone, its requests are aborted.
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ class Service:
 
     def _require_model(self, name: str) -> None:
         if name != self._model.name:
-            raise UnknownModel(
-                f"the model {name!r} is not served here", hint=f"this server has {self._model.name!r}"
-            )
+            raise UnknownModel(f"the model {name!r} is not served here", hint=f"this server has {self._model.name!r}")
 
 
 async def read_body(request: Request) -> bytes:

@@ -1,7 +1,7 @@
-"""The OpenAI dialect: from a request's body to prompts and parameters, and from the engine's outputs to chunks and answers.
+"""The OpenAI dialect: from a body to prompts and parameters, and from the engine's outputs to chunks and answers.
 
-A choice turns outputs into message deltas; a streamed answer sends them one by one, a whole answer is their sum, so both
-always say the same. Reasoning goes into ``reasoning_content``, as in DeepSeek's own interface.
+A choice turns outputs into message deltas; a streamed answer sends them one by one, a whole answer is their sum, so
+both always say the same. Reasoning goes into ``reasoning_content``, as in DeepSeek's own interface.
 """
 
 from __future__ import annotations
@@ -152,9 +152,7 @@ class TextChoice:
             text = self._tokenizer.decode([entry.token])
             found["tokens"].append(text)
             found["token_logprobs"].append(entry.logprob)
-            found["top_logprobs"].append(
-                {self._tokenizer.decode([token]): value for token, value in entry.top}
-            )
+            found["top_logprobs"].append({self._tokenizer.decode([token]): value for token, value in entry.top})
             found["text_offset"].append(offset)
             offset += len(text)
         return found
@@ -163,9 +161,7 @@ class TextChoice:
 class Answer:
     """All choices of one request while they run. Closing it aborts what has not ended."""
 
-    def __init__(
-        self, kind: str, model: str, choices: Sequence[Choice], streams: Sequence[Stream], n: int
-    ) -> None:
+    def __init__(self, kind: str, model: str, choices: Sequence[Choice], streams: Sequence[Stream], n: int) -> None:
         self._kind = kind
         self._model = model
         self._choices = choices
@@ -279,10 +275,8 @@ async def start_completion(request: CompletionRequest, model: Served, worker: En
     return Answer("text_completion", request.model, choices, await _submit(worker, encoded, params), n)
 
 
-async def _submit(
-    worker: EngineWorker, prompts: Sequence[Sequence[int]], params: SamplingParams
-) -> list[Stream]:
-    """One stream for each prompt. Seeded requests that share a prompt get neighbouring seeds, or they would all be equal."""
+async def _submit(worker: EngineWorker, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Stream]:
+    """One stream for each prompt. Seeded choices of one prompt get neighbouring seeds, or they would all be equal."""
     streams: list[Stream] = []
     try:
         for index, prompt in enumerate(prompts):

@@ -1,7 +1,7 @@
-"""The OpenAI dialect's request bodies: every field that clients send, typed; each is honoured or refused, never ignored.
+"""The OpenAI dialect's request bodies: every field that clients send, typed; each is honoured or refused.
 
-Fields beyond OpenAI's own (``top_k``, ``min_p``, ``repetition_penalty``, DeepSeek's ``thinking``) have the names that other
-servers use. A field that Finback cannot honour is accepted only with the value that asks for nothing.
+Fields beyond OpenAI's own (``top_k``, ``min_p``, ``repetition_penalty``, DeepSeek's ``thinking``) have the names that
+other servers use. A field that Finback cannot honour is accepted only with the value that asks for nothing.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             "frequency_penalty",
             "repetition_penalty",
         )
-        given: dict[str, Any] = {
-            name: getattr(self, name) for name in names if getattr(self, name) is not None
-        }
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         biases = _biases(self.logit_bias or {})
         return replace(
@@ -116,7 +114,7 @@ class ChatRequest(Sampled, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def wants_thinking(self) -> bool | None:
-        """True or False as asked, None for the model's default. Effort levels switch reasoning on: there is one depth."""
+        """True or False as asked, None for the model's default. Any effort switches reasoning on: there is one depth."""
         if self.thinking is not None:
             return self.thinking.type == "enabled"
         if self.reasoning_effort is not None:
@@ -136,15 +134,11 @@ class ChatRequest(Sampled, forbid_unknown_fields=True, kw_only=True):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise InvalidRequest("give max_tokens or max_completion_tokens, not both", parameter="max_tokens")
         if self.response_format is not None and self.response_format.type != "text":
-            raise InvalidRequest(
-                "only response_format {type: text} is supported", parameter="response_format"
-            )
+            raise InvalidRequest("only response_format {type: text} is supported", parameter="response_format")
         if self.tool_choice not in (None, "auto", "none"):
             raise InvalidRequest("tool_choice must be auto or none", parameter="tool_choice")
         if self.parallel_tool_calls is False:
-            raise InvalidRequest(
-                "parallel_tool_calls cannot be switched off", parameter="parallel_tool_calls"
-            )
+            raise InvalidRequest("parallel_tool_calls cannot be switched off", parameter="parallel_tool_calls")
         if self.store:
             raise InvalidRequest("nothing is stored here: store must be false", parameter="store")
 
@@ -165,13 +159,11 @@ class CompletionRequest(Sampled, forbid_unknown_fields=True, kw_only=True):
                 found = msgspec.convert(self.prompt, shape)
             except msgspec.ValidationError:
                 continue
-            if found and shape == TokenIds or isinstance(found, str):
+            if (found and shape == TokenIds) or isinstance(found, str):
                 return [found]
             if found:
                 return list(found)
-        raise InvalidRequest(
-            "prompt must be text, token ids, or a list of up to 16 of them", parameter="prompt"
-        )
+        raise InvalidRequest("prompt must be text, token ids, or a list of up to 16 of them", parameter="prompt")
 
     def refuse_unsupported(self) -> None:
         """Raise InvalidRequest for a combination or a value that cannot be honoured."""
@@ -201,9 +193,7 @@ def parse(body: bytes, shape: type[Request]) -> Request:
 
 def _field_of(message: str) -> str | None:
     """The field that msgspec's message speaks of: at the end of a path, or as the unknown or missing one."""
-    found = re.search(r"field `([^`]{1,64})`", message) or re.search(
-        r"at `(?:key in )?\$\.([^`]{1,64})`", message
-    )
+    found = re.search(r"field `([^`]{1,64})`", message) or re.search(r"at `(?:key in )?\$\.([^`]{1,64})`", message)
     return found.group(1) if found else None
 
 

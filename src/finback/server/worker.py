@@ -1,8 +1,8 @@
 """The engine's thread, and the one hop between it and the event loop.
 
 The engine is synchronous and single-threaded; HTTP is not. Commands (add, abort) cross to the engine's thread through a
-queue and take effect before its next step; each step's outputs cross back in one call to the event loop. Closing a stream,
-for whatever reason, aborts its request: the next step no longer computes it.
+queue and take effect before its next step; outputs cross back as calls on the stream's event loop. Closing a stream, for
+whatever reason, aborts its request: the next step no longer computes it.
 """
 
 from __future__ import annotations
@@ -137,9 +137,7 @@ class EngineWorker:
             log.exception("a step failed; its requests are ended")
             for request_id in self._streams:
                 self._engine.abort(request_id)
-            self._fail_all(
-                error if isinstance(error, FinbackError) else EngineError(f"the engine failed: {error!r}")
-            )
+            self._fail_all(error if isinstance(error, FinbackError) else EngineError(f"the engine failed: {error!r}"))
             return []
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
