@@ -1,0 +1,265 @@
+"""The engine: many requests, one model, one step at a time.
+
+A step schedules, runs, chooses, and tells. Nothing is changed until the model's forward pass has returned, so
+a step that fails or is interrupted leaves the books as they were. One thread owns an engine; whoever shares
+it between threads brings the lock.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finback.config import Settings
+from finback.engine.answer import Answer
+from finback.engine.kv_cache import KVCache
+from finback.engine.memory import BLOCK_SIZE, plan_cache
+from finback.engine.request import FinishReason, Request, SamplingParams, StepOutput, Usage
+from finback.engine.runner import Runner
+from finback.engine.sampler import Sampler
+from finback.engine.scheduler import Scheduler, Work
+from finback.errors import EngineError, InvalidRequest, PromptTooLong
+
+if TYPE_CHECKING:
+    from finback.models import Model
+    from finback.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request, with what chooses its tokens and what turns them into text."""
+
+    request: Request
+    params: SamplingParams
+    sampler: Sampler
+    answer: Answer
+    stop_ids: frozenset[int]
+
+
+class Engine:
+    """Runs requests on a model. Invariant: ``settings`` is resolved, ``context`` and ``kv_dtype`` are known."""
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, settings: Settings, *, memory_bytes: int | None = None
+    ) -> None:
+        """``memory_bytes``: what the key-value cache may grow to; None: half of what is available."""
+        plan = plan_cache(model, settings, _half_of_memory() if memory_bytes is None else memory_bytes)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings.override(context=plan.context, kv_dtype=plan.kv_dtype)
+        self.plan = plan
+        self._kv_cache = KVCache(plan.num_blocks, BLOCK_SIZE)
+        self._scheduler = Scheduler(
+            self._kv_cache, batch_tokens=settings.batch_tokens, max_requests=settings.max_requests
+        )
+        self._runner: Runner | None = Runner(model, plan)
+        self._running: dict[str, _Running] = {}
+        self._aborted: list[StepOutput] = []
+        self._eos_ids = frozenset(tokenizer.eos_ids) | frozenset(model.config.eos_token_ids)
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.plan.context
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or tell anything."""
+        return bool(self._running or self._aborted)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that are being computed."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for room."""
+        return self._scheduler.num_waiting
+
+    def validate(self, prompt_tokens: Sequence[int], params: SamplingParams) -> list[int]:
+        """The prompt as plain integers; InvalidRequest unless :meth:`add` would accept it."""
+        self._open_runner()
+        vocab = self.model.config.vocab_size
+        tokens = _checked_tokens(prompt_tokens, vocab)
+        _check_vocabulary("stop_token_ids", params.stop_token_ids, vocab)
+        _check_vocabulary("logit_bias", params.logit_bias, vocab)
+        if len(tokens) >= self.context:
+            raise self._too_long(len(tokens), spare=1)
+        return tokens
+
+    def add(self, request_id: str, prompt_tokens: Sequence[int], params: SamplingParams) -> None:
+        """Queue a request. InvalidRequest, before any work, when it cannot be run."""
+        tokens = self.validate(prompt_tokens, params)
+        if request_id in self._running:
+            raise InvalidRequest(f"request id {request_id!r} is taken", parameter="request_id")
+        longest = (
+            self.context if params.max_tokens is None else min(self.context, len(tokens) + params.max_tokens)
+        )
+        request = Request(request_id, tokens, len(tokens), longest)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        self._running[request_id] = _Running(
+            request,
+            params,
+            Sampler(params, tokens, seed),
+            Answer(self.tokenizer, params.stop),
+            frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
+        )
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request now; the next step tells its last output. One that has ended already is left alone."""
+        running = self._running.get(request_id)
+        if running is not None:
+            self._aborted.append(self._end(running, "abort", StepOutput(request_id)))
+
+    def step(self) -> list[StepOutput]:
+        """Compute one batch of tokens, and tell what each request gained."""
+        runner = self._open_runner()
+        told, self._aborted = self._aborted, []
+        plan = self._scheduler.schedule()
+        if not plan:
+            return told
+        try:
+            logits = runner.run(plan)
+        except Exception as error:  # whatever a model raises ends these requests, and the engine goes on
+            return told + [self._fail(work.request, error) for work in plan]
+        complete = [work.request for work in plan if work.completes]
+        told += [self._advance(request, row) for request, row in zip(complete, logits, strict=True)]
+        self._scheduler.commit(plan)
+        return told
+
+    def logits(
+        self, tokens: Sequence[int], *, chunk: int | None = None, prompt: int | None = None
+    ) -> NDArray[np.float32]:
+        """Logits [len(tokens), vocabulary] of every position, beside whatever else runs.
+
+        ``chunk`` tokens are computed at a time (None: the step's budget). Tokens from index ``prompt`` on are
+        computed one at a time as if the model had written them (None: all are prompt).
+        """
+        runner = self._open_runner()
+        request = self._scoring_request(tokens, prompt)
+        count = len(request.tokens)
+        if not self._kv_cache.grow(request.id, count):
+            raise EngineError(
+                f"running requests leave no room for {count} tokens", hint="try again when they have ended"
+            )
+        try:
+            rows = np.empty((count, self.model.config.vocab_size), np.float32)
+            for start, stop in _cuts(count, request.num_prompt, chunk or self.settings.batch_tokens):
+                work = Work(request, start, stop, self._kv_cache.table(request.id))
+                rows[start:stop] = runner.run([work], every_row=True)
+            return rows
+        finally:
+            self._kv_cache.release(request.id)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless queues, tables and counts agree."""
+        self._scheduler.check_integrity()
+
+    def close(self) -> None:
+        """End every request and give the cache's memory back. A second call does nothing."""
+        for request_id in list(self._running):
+            self.abort(request_id)
+        self._runner = None
+
+    def _advance(self, request: Request, logits: NDArray[np.float32]) -> StepOutput:
+        """Choose the next token of a request and tell it."""
+        running = self._running[request.id]
+        try:
+            token, logprob = running.sampler.choose(logits, request.tokens)
+        except EngineError as error:
+            return self._fail(request, error)
+        request.tokens.append(token)
+        logprobs = None if logprob is None else (logprob,)
+        stopped = token in running.stop_ids
+        output = StepOutput(request.id, (token,), "" if stopped else running.answer.push(token), logprobs)
+        if stopped or running.answer.stopped:
+            return self._end(running, "stop", output)
+        if len(request.tokens) == request.max_length:
+            return self._end(running, "length", output)
+        return output
+
+    def _end(self, running: _Running, reason: FinishReason, output: StepOutput) -> StepOutput:
+        """Forget a request, and complete its last output."""
+        request = running.request
+        del self._running[request.id]
+        self._scheduler.remove(request)
+        text = output.text + running.answer.flush()
+        if reason == "length" and running.answer.stopped:
+            reason = "stop"
+        usage = Usage(request.num_prompt, request.num_generated)
+        return output._replace(text=text, finish_reason=reason, usage=usage)
+
+    def _fail(self, request: Request, cause: Exception) -> StepOutput:
+        error = cause if isinstance(cause, EngineError) else EngineError(f"the step failed: {cause}")
+        if error is not cause:
+            error.__cause__ = cause
+        return self._end(self._running[request.id], "error", StepOutput(request.id, error=error))
+
+    def _open_runner(self) -> Runner:
+        if self._runner is None:
+            raise EngineError("the engine is closed")
+        return self._runner
+
+    def _scoring_request(self, tokens: Sequence[int], prompt: int | None) -> Request:
+        checked = _checked_tokens(tokens, self.model.config.vocab_size)
+        if len(checked) > self.context:
+            raise self._too_long(len(checked), spare=0)
+        num_prompt = len(checked) if prompt is None else prompt
+        if not 0 <= num_prompt <= len(checked):
+            raise InvalidRequest(f"prompt must be from 0 to {len(checked)}, not {prompt}", parameter="prompt")
+        return Request("(logits)", checked, num_prompt, len(checked))
+
+    def _too_long(self, count: int, *, spare: int) -> PromptTooLong:
+        limit = self.context - spare
+        return PromptTooLong(
+            f"the prompt has {count} tokens; at most {limit} fit in the context of {self.context}",
+            parameter="prompt",
+            hint="shorten it, or load the model with a longer context",
+        )
+
+
+def _cuts(count: int, num_prompt: int, chunk: int) -> list[tuple[int, int]]:
+    """Ranges that cover ``count`` tokens: the prompt in chunks, then one token at a time."""
+    prompt = [(start, min(start + chunk, num_prompt)) for start in range(0, num_prompt, chunk)]
+    return prompt + [(at, at + 1) for at in range(num_prompt, count)]
+
+
+def _checked_tokens(tokens: Sequence[int], vocab: int) -> list[int]:
+    """The tokens as plain integers, all in the vocabulary."""
+    try:
+        array = np.asarray(tokens)
+    except ValueError:
+        array = np.empty(0, object)
+    if array.ndim == 1 and array.size == 0:
+        raise InvalidRequest("the prompt is empty", parameter="prompt", hint="give at least one token")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InvalidRequest("a prompt of tokens must be a list of whole numbers", parameter="prompt")
+    outside = np.flatnonzero((array < 0) | (array >= vocab))
+    if outside.size:
+        at = int(outside[0])
+        raise InvalidRequest(
+            f"token {array[at]} at index {at} is not in the vocabulary (0 to {vocab - 1})", parameter="prompt"
+        )
+    listed: list[int] = array.tolist()
+    return listed
+
+
+def _check_vocabulary(name: str, ids: Iterable[int], vocab: int) -> None:
+    outside = next((token for token in ids if token >= vocab), None)
+    if outside is not None:
+        raise InvalidRequest(
+            f"{name}: token {outside} is not in the vocabulary (0 to {vocab - 1})", parameter=name
+        )
+
+
+def _half_of_memory() -> int:
+    import psutil  # not at the top: the page that lists models needs no probe
+
+    return int(psutil.virtual_memory().available) // 2

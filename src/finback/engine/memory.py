@@ -1,0 +1,74 @@
+"""How much context fits: "auto" settings of the key-value cache become numbers here, before any allocation.
+
+The cache is one pool of blocks for all requests. Its arrays are large but are not backed by memory until a
+block is first written, so the plan bounds what may be used, not what is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from finback.config import Settings
+from finback.errors import ConfigError, ModelTooLarge
+
+if TYPE_CHECKING:
+    from finback.models import Model
+
+BLOCK_SIZE = 64  # tokens
+DEFAULT_CONTEXT = 32768  # tokens: more must be asked for
+KV_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """What the cache will hold. Invariant: the pool holds at least one whole context."""
+
+    context: int  # tokens of one request, prompt and answer
+    kv_dtype: str
+    num_blocks: int
+    block_bytes: int  # of one block, over all layers
+
+    @property
+    def pool_bytes(self) -> int:
+        """Memory that the cache takes when every block is used."""
+        return self.num_blocks * self.block_bytes
+
+
+def plan_cache(model: Model, settings: Settings, memory_bytes: int) -> CachePlan:
+    """Resolve the cache's context, type and size so that it fits in ``memory_bytes``, or raise ModelTooLarge."""
+    kv_dtype = settings.kv_dtype or default_kv_dtype(model)
+    values = sum(prod(shape) for layer in model.cache_layout() for shape in layer.values())
+    block_bytes = values * KV_BYTES[kv_dtype] * BLOCK_SIZE
+    affordable = memory_bytes // block_bytes
+    context = _context(model.config.max_position_embeddings, settings.context, affordable * BLOCK_SIZE)
+    if affordable * BLOCK_SIZE < context:
+        raise _too_large(context, affordable * BLOCK_SIZE, block_bytes)
+    wanted = settings.max_requests * -(-context // BLOCK_SIZE)
+    return CachePlan(context, kv_dtype, min(wanted, affordable), block_bytes)
+
+
+def default_kv_dtype(model: Model) -> str:
+    """float32 for float32 models; else bfloat16 for MLA's latents and float16 for keys and values."""
+    if model.config.dtype == "float32":
+        return "f32"
+    return "bf16" if model.config.is_mla else "f16"
+
+
+def _context(longest: int, asked: int | None, affordable: int) -> int:
+    if asked is not None and asked > longest:
+        raise ConfigError(
+            f"context {asked} is longer than the model's {longest} tokens", hint=f"ask for at most {longest}"
+        )
+    return asked or max(BLOCK_SIZE, min(longest, DEFAULT_CONTEXT, affordable))
+
+
+def _too_large(context: int, affordable: int, block_bytes: int) -> ModelTooLarge:
+    needed = -(-context // BLOCK_SIZE) * block_bytes
+    return ModelTooLarge(
+        f"a context of {context} tokens needs {needed / 2**30:.2f} GiB; memory has room for {affordable} tokens",
+        hint=f"ask for a context of at most {affordable}"
+        if affordable
+        else "close other programs, or take a smaller model",
+    )

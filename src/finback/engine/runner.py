@@ -1,0 +1,90 @@
+"""From a schedule to arrays: the runner owns the cache's memory and builds the batch that the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finback.engine.memory import BLOCK_SIZE, CachePlan
+from finback.engine.scheduler import Work
+from finback.errors import ModelTooLarge
+from finback.models.batch import Batch, Segment
+
+if TYPE_CHECKING:
+    from finback.models import Model
+
+_NUMPY_KV = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}  # bfloat16 as its bits
+
+
+class Runner:
+    """Runs work on a model. Rows that choose no token get no logits."""
+
+    def __init__(self, model: Model, plan: CachePlan) -> None:
+        self._model = model
+        self._cache = _allocate(model, plan)
+
+    def run(self, plan: Sequence[Work], *, every_row: bool = False) -> NDArray[np.float32]:
+        """Logits of the last row of each work that completes its request, in order; of every row if asked."""
+        batch = build_batch(plan, every_row=every_row)
+        return self._model.forward(batch, self._cache)
+
+
+def _allocate(model: Model, plan: CachePlan) -> list[dict[str, NDArray[Any]]]:
+    """Arrays [blocks, block size, ...] per layer: zero pages, which take no memory until they are written."""
+    dtype = _NUMPY_KV[plan.kv_dtype]
+    try:
+        return [
+            {name: np.zeros((plan.num_blocks, BLOCK_SIZE, *shape), dtype) for name, shape in layer.items()}
+            for layer in model.cache_layout()
+        ]
+    except MemoryError:
+        raise ModelTooLarge(
+            f"the system refuses {plan.pool_bytes / 2**30:.2f} GiB for the key-value cache",
+            hint="ask for a shorter context or fewer requests at once",
+        ) from None
+
+
+def build_batch(plan: Sequence[Work], *, every_row: bool = False) -> Batch:
+    """The arrays of one step."""
+    positions = np.concatenate([np.arange(work.start, work.stop, dtype=np.int32) for work in plan])
+    counts = [work.stop - work.start for work in plan]
+    seq_ids = np.repeat(np.arange(len(plan), dtype=np.int32), counts)
+    tables = _block_tables(plan)
+    blocks = tables[seq_ids, positions // BLOCK_SIZE].astype(np.int64)
+    stops = np.cumsum(counts)
+    return Batch(
+        tokens=np.array(
+            [token for work in plan for token in work.request.tokens[work.start : work.stop]], np.int64
+        ),
+        positions=positions,
+        seq_ids=seq_ids,
+        slots=blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
+        block_tables=tables,
+        segments=_segments(plan),
+        logit_rows=np.arange(len(positions)) if every_row else stops[[work.completes for work in plan]] - 1,
+    )
+
+
+def _block_tables(plan: Sequence[Work]) -> NDArray[np.int32]:
+    tables = np.zeros((len(plan), max(len(work.blocks) for work in plan)), np.int32)
+    for row, work in zip(tables, plan, strict=True):
+        row[: len(work.blocks)] = work.blocks
+    return tables
+
+
+def _segments(plan: Sequence[Work]) -> tuple[Segment, ...]:
+    """Each work's rows, divided where the prompt ends: the two sides play different roles."""
+    segments: list[Segment] = []
+    row = 0
+    for seq, work in enumerate(plan):
+        border = min(max(work.start, work.request.num_prompt), work.stop)
+        for first, last in ((work.start, border), (border, work.stop)):
+            if first < last:
+                segments.append(
+                    Segment(row, row + last - first, seq, first, prompt=last <= work.request.num_prompt)
+                )
+                row += last - first
+    return tuple(segments)

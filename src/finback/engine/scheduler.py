@@ -1,0 +1,136 @@
+"""Which tokens of which requests run in the next step. Integers only: no arrays, no model, no text.
+
+There is one rule and there are no phases: a request has tokens, some of them computed, and computing chases
+the total under a token budget. A prompt that is cut into chunks, an answer that grows by a token and a
+request that is computed anew after it lost its blocks are all the same subtraction
+(:attr:`Request.num_pending`).
+
+A request is admitted when there are blocks for every token that it has. An answer that outgrows them takes a
+free block; when there is none, the youngest request gives up its blocks and waits to be computed again. The
+oldest one is never the victim of another, and the pool holds at least one whole context, so every request
+ends.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from typing import NamedTuple
+
+from finback.engine.kv_cache import KVCache
+from finback.engine.request import Request
+
+
+class Work(NamedTuple):
+    """One request's share of a step: compute ``tokens[start:stop]`` into ``blocks``."""
+
+    request: Request
+    start: int
+    stop: int
+    blocks: array[int]
+
+    @property
+    def completes(self) -> bool:
+        """Whether the step computes the request's last token, so that the next one can be chosen."""
+        return self.stop == len(self.request.tokens)
+
+
+class Scheduler:
+    """Waiting and running requests. Invariant: :meth:`check_integrity` passes between any two calls."""
+
+    def __init__(self, cache: KVCache, *, batch_tokens: int, max_requests: int) -> None:
+        self._cache = cache
+        self._batch_tokens = batch_tokens
+        # Each running answer needs a token of every step's budget: never run more than can be served.
+        self._max_running = min(max_requests, batch_tokens)
+        self._waiting: deque[Request] = deque()  # oldest first
+        self._running: list[Request] = []  # oldest first
+        self._arrivals = 0
+        self.preemptions = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that hold no blocks yet."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold blocks."""
+        return len(self._running)
+
+    def add(self, request: Request) -> None:
+        """Queue ``request``."""
+        request.arrival = self._arrivals
+        self._arrivals += 1
+        self._waiting.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Forget ``request``, wherever it is, and free its blocks."""
+        queue = self._running if request in self._running else self._waiting
+        queue.remove(request)
+        self._cache.release(request.id)
+
+    def schedule(self) -> list[Work]:
+        """Choose the next step's work within the budget: running answers first, then prompts as they came."""
+        self._extend_running()
+        self._admit_waiting()
+        budget = self._batch_tokens
+        plan = []
+        for request in sorted(self._running, key=_wants_many):
+            count = min(request.num_pending, budget)
+            if count == 0:
+                break
+            plan.append(self._work(request, count))
+            budget -= count
+        return plan
+
+    def commit(self, plan: list[Work]) -> None:
+        """Note that the step's tokens are computed. Until then a failed step has changed nothing."""
+        for work in plan:
+            work.request.num_computed = work.stop
+
+    def _work(self, request: Request, count: int) -> Work:
+        start = request.num_computed
+        return Work(request, start, start + count, self._cache.table(request.id))
+
+    def _extend_running(self) -> None:
+        """Give each running request blocks for its tokens, oldest first, at the expense of the youngest."""
+        for request in list(self._running):
+            while request in self._running and not self._cache.grow(request.id, len(request.tokens)):
+                self._preempt(self._running[-1])
+
+    def _preempt(self, request: Request) -> None:
+        self._running.remove(request)
+        self._cache.release(request.id)
+        request.num_computed = 0
+        self._waiting.appendleft(request)
+        self.preemptions += 1
+
+    def _admit_waiting(self) -> None:
+        """Start waiting requests as they came, while each running one keeps a spare block to grow into."""
+        while self._waiting and len(self._running) < self._max_running:
+            request = self._waiting[0]
+            spare = self._cache.num_free - self._cache.missing(request.id, len(request.tokens))
+            if spare < len(self._running):
+                break
+            self._cache.grow(request.id, len(request.tokens))
+            self._running.append(self._waiting.popleft())
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless queues, tables and counts agree."""
+        self._cache.check_integrity()
+        for request in (*self._waiting, *self._running):
+            assert 0 <= request.num_computed < len(request.tokens) <= request.max_length, (
+                "progress is out of range"
+            )
+        for request in self._running:
+            held = len(self._cache.table(request.id)) * self._cache.block_size
+            assert request.num_computed <= held, "computed tokens without blocks"
+        assert all(r.num_computed == 0 for r in self._waiting), "a waiting request keeps computed tokens"
+        for queue in (self._waiting, self._running):
+            arrivals = [request.arrival for request in queue]
+            assert arrivals == sorted(arrivals), "a queue is out of order"
+
+
+def _wants_many(request: Request) -> bool:
+    return request.num_pending > 1
