@@ -50,7 +50,7 @@ class Checkpoint:
     kind: Literal["gguf", "safetensors"]
     path: Path
     name: str
-    metadata: Mapping[str, Any]  # GGUF key-values; numbers in arrays are NumPy arrays, strings are lists
+    metadata: Mapping[str, Any]  # GGUF key-values: int, float, bool, str and lists of them
     hf_config: dict[str, Any]  # config.json; {} for GGUF
     tensors: Mapping[str, TensorInfo]
     files: Mapping[str, Path]  # side files that are there
@@ -163,11 +163,7 @@ def _from_gguf(path: Path, headers: tuple[gguf.GgufHeader, ...]) -> Checkpoint:
 def _from_safetensors(
     path: Path, folder: Path, headers: tuple[safetensors.SafetensorsHeader, ...], name: str
 ) -> Checkpoint:
-    config = (
-        read_small(member(folder, CONFIG_NAME), MAX_CONFIG_BYTES)
-        if (folder / CONFIG_NAME).exists()
-        else b"{}"
-    )
+    config = read_small(member(folder, CONFIG_NAME), MAX_CONFIG_BYTES) if (folder / CONFIG_NAME).exists() else b"{}"
     return Checkpoint(
         kind="safetensors",
         path=path,

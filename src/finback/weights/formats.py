@@ -52,9 +52,7 @@ class Format:
     block_bytes: int
     gguf_id: int | None = None
     safetensors_dtype: str | None = None
-    activation: str | None = (
-        None  # what the kernels multiply it with: "int8" groups, "f32", or None: no kernel
-    )
+    activation: str | None = None  # what the kernels multiply it with: "int8" groups, "f32", or None: no kernel
     accumulation: float = 0.0  # float32 additions: share of sum|w * x|
 
     def row_bytes(self, elements: int) -> int:
@@ -169,9 +167,7 @@ def product_ceiling(format: str, weights: npt.NDArray[Any], x: npt.NDArray[Any])
 def _matrix_format(format: str) -> Format:
     info = FORMATS.get(format)
     if info is None or info.activation is None:
-        raise UnsupportedModel(
-            f"no kernel multiplies by format {format!r}", hint=f"known: {', '.join(MATRIX_FORMATS)}"
-        )
+        raise UnsupportedModel(f"no kernel multiplies by format {format!r}", hint=f"known: {', '.join(MATRIX_FORMATS)}")
     return info
 
 

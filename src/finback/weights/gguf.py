@@ -35,7 +35,8 @@ from finback.weights.source import (
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 1 << 28
-MAX_STRINGS = 1 << 21
+MAX_STRINGS = 1 << 21  # in all arrays together
+MAX_NUMBERS = 1 << 22  # likewise
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
 MAX_DIMENSIONS = 4
@@ -50,9 +51,7 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 _SCALARS: Mapping[int, np.dtype[Any]] = MappingProxyType(
     {
         kind: np.dtype(code)
-        for kind, code in enumerate(
-            ("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "u1", "", "", "<u8", "<i8", "<f8")
-        )
+        for kind, code in enumerate(("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "u1", "", "", "<u8", "<i8", "<f8"))
         if code
     }
 )
@@ -102,9 +101,7 @@ def read_model(path: Path) -> tuple[GgufHeader, ...]:
         return (header,)
     named_count = int(match["count"])
     if not 1 <= named_count <= MAX_SPLITS:
-        raise UnsupportedModel(
-            f"{path} is split into {named_count} parts; at most {MAX_SPLITS} are supported"
-        )
+        raise UnsupportedModel(f"{path} is split into {named_count} parts; at most {MAX_SPLITS} are supported")
     headers = tuple(_read_part(path, match["prefix"], number, named_count) for number in range(named_count))
     _check_parts(headers, path)
     return headers
@@ -129,6 +126,7 @@ class _Cursor:
         self.buffer = np.empty(0, np.uint8).tobytes()
         self.at = 0
         self.strings_left = MAX_STRINGS
+        self.numbers_left = MAX_NUMBERS
 
     def take(self, nbytes: int, what: str) -> bytes:
         """The next bytes."""
@@ -227,29 +225,32 @@ def _read_value(cursor: _Cursor, key: str) -> Any:
         return cursor.string(what)
     if kind == _ARRAY:
         return _read_array(cursor, what)
-    return _read_numbers(cursor, kind, 1, what)[0].item()
+    return _read_numbers(cursor, kind, 1, what)[0]
 
 
-def _read_array(cursor: _Cursor, what: str) -> Any:
+def _read_array(cursor: _Cursor, what: str) -> list[Any]:
     kind = cursor.unsigned(4, what)
     if kind == _STRING:
         return cursor.strings(what)
     if kind == _ARRAY:
         raise MalformedFile(f"{cursor.path}: {what} is an array of arrays")
     width = _SCALARS[kind].itemsize if kind in _SCALARS else 1
-    return _read_numbers(cursor, kind, cursor.count(f"numbers in {what}", MAX_HEADER_BYTES, width), what)
+    count = cursor.count(f"numbers in {what}", cursor.numbers_left, width)
+    cursor.numbers_left -= count
+    return _read_numbers(cursor, kind, count, what)
 
 
-def _read_numbers(cursor: _Cursor, kind: int, count: int, what: str) -> np.ndarray[Any, Any]:
+def _read_numbers(cursor: _Cursor, kind: int, count: int, what: str) -> list[Any]:
     dtype = _SCALARS.get(kind)
     if dtype is None:
         raise MalformedFile(f"{cursor.path}: {what} has the unknown type {kind}")
     values = np.frombuffer(cursor.take(count * dtype.itemsize, what), dtype)
-    if kind != _BOOL:
-        return values
-    if values.size and values.max() > 1:
-        raise MalformedFile(f"{cursor.path}: {what} is neither true nor false")
-    return values.view(np.bool_)
+    if kind == _BOOL:
+        if values.size and values.max() > 1:
+            raise MalformedFile(f"{cursor.path}: {what} is neither true nor false")
+        values = values.view(np.bool_)
+    numbers: list[Any] = values.tolist()
+    return numbers
 
 
 def _alignment(metadata: Mapping[str, Any], path: Path) -> int:
@@ -277,9 +278,7 @@ def _read_tensor(cursor: _Cursor) -> _Entry:
     what = f"the entry of tensor {quoted(name)}"
     n_dims = cursor.unsigned(4, what)
     if not 1 <= n_dims <= MAX_DIMENSIONS:
-        raise MalformedFile(
-            f"{cursor.path}: tensor {quoted(name)} has {n_dims} dimensions, not 1 to {MAX_DIMENSIONS}"
-        )
+        raise MalformedFile(f"{cursor.path}: tensor {quoted(name)} has {n_dims} dimensions, not 1 to {MAX_DIMENSIONS}")
     dims = tuple(cursor.unsigned(8, what) for _ in range(n_dims))
     return _Entry(name, dims, cursor.unsigned(4, what), cursor.unsigned(8, what))
 
@@ -346,6 +345,4 @@ def _check_parts(headers: tuple[GgufHeader, ...], path: Path) -> None:
     _check_names(tensors, path)
     stated = headers[0].metadata.get("split.tensors.count", len(tensors))
     if stated != len(tensors):
-        raise MalformedFile(
-            f"{path}: the parts hold {len(tensors)} tensors, but the first says {quoted(str(stated))}"
-        )
+        raise MalformedFile(f"{path}: the parts hold {len(tensors)} tensors, but the first says {quoted(str(stated))}")

@@ -73,9 +73,7 @@ def read_folder(folder: Path) -> tuple[SafetensorsHeader, ...]:
 
 def _header_bytes(source: SourceFile) -> bytes:
     if source.size < 8:
-        raise MalformedFile(
-            f"{source.path} has {source.size} bytes, too few for a safetensors file", hint=AGAIN_HINT
-        )
+        raise MalformedFile(f"{source.path} has {source.size} bytes, too few for a safetensors file", hint=AGAIN_HINT)
     length = int.from_bytes(source.read(0, 8), "little")
     if length > min(MAX_HEADER_BYTES, source.size - 8):
         raise MalformedFile(
@@ -98,15 +96,11 @@ def _place(name: str, entry: Any, data_start: int, source: SourceFile) -> Tensor
         raise MalformedFile(f"{label} must have exactly dtype, shape and data_offsets")
     format = BY_SAFETENSORS_DTYPE.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if format is None:
-        raise UnsupportedModel(
-            f"{label} has the type {quoted(str(entry['dtype']))}, which Finback does not run"
-        )
+        raise UnsupportedModel(f"{label} has the type {quoted(str(entry['dtype']))}, which Finback does not run")
     shape = _whole_numbers(entry["shape"], 1, MAX_DIMENSIONS, label)
     offsets = _whole_numbers(entry["data_offsets"], 0, 2, label)
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * format.block_bytes:
-        raise MalformedFile(
-            f"{label} of shape {shape} and type {entry['dtype']} does not fill bytes {offsets}"
-        )
+        raise MalformedFile(f"{label} of shape {shape} and type {entry['dtype']} does not fill bytes {offsets}")
     if data_start + offsets[1] > source.size:
         raise MalformedFile(f"{label} ends behind the end of the file", hint=AGAIN_HINT)
     return TensorInfo(name, format.name, shape, source.path, data_start + offsets[0], offsets[1] - offsets[0])
@@ -130,18 +124,14 @@ def _check_cover(tensors: tuple[TensorInfo, ...], data_start: int, source: Sourc
             raise MalformedFile(f"{source.path}: tensor {quoted(tensor.name)} {trouble}")
         at += tensor.nbytes
     if at != source.size:
-        raise MalformedFile(
-            f"{source.path} has {source.size} bytes, but its tensors end at {at}", hint=AGAIN_HINT
-        )
+        raise MalformedFile(f"{source.path} has {source.size} bytes, but its tensors end at {at}", hint=AGAIN_HINT)
 
 
 def _read_indexed(folder: Path) -> tuple[SafetensorsHeader, ...]:
     shard_of = _read_index(folder)
     shards = sorted(set(shard_of.values()))
     if len(shards) > MAX_SHARDS:
-        raise MalformedFile(
-            f"{folder / INDEX_NAME} names {len(shards)} files; at most {MAX_SHARDS} are accepted"
-        )
+        raise MalformedFile(f"{folder / INDEX_NAME} names {len(shards)} files; at most {MAX_SHARDS} are accepted")
     headers = tuple(_read_shard(folder, shard, shard_of) for shard in shards)
     found = {tensor.name for header in headers for tensor in header.tensors}
     missing = next((name for name in shard_of if name not in found), None)
@@ -156,11 +146,7 @@ def _read_index(folder: Path) -> Mapping[str, str]:
     path = member(folder, INDEX_NAME)
     index = parse_json(read_small(path, MAX_INDEX_BYTES), str(path))
     shard_of = index.get("weight_map")
-    if (
-        not isinstance(shard_of, dict)
-        or not shard_of
-        or not all(isinstance(s, str) for s in shard_of.values())
-    ):
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(s, str) for s in shard_of.values()):
         raise MalformedFile(f"{path}: weight_map must map tensors to files")
     return shard_of
 
@@ -169,9 +155,7 @@ def _read_shard(folder: Path, shard: str, shard_of: Mapping[str, str]) -> Safete
     """One shard, less the tensors that the index takes from elsewhere or leaves out."""
     path = member(folder, shard)
     if not path.exists():
-        raise MalformedFile(
-            f"{folder / shard} is missing, but the index lists it", hint="pull the model again"
-        )
+        raise MalformedFile(f"{folder / shard} is missing, but the index lists it", hint="pull the model again")
     header = read_header(look_at(path))
     tensors = tuple(tensor for tensor in header.tensors if shard_of.get(tensor.name) == shard)
     return SafetensorsHeader(header.source, header.metadata, tensors, header.digest)

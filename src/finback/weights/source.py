@@ -82,9 +82,7 @@ class SourceFile:
         descriptor = _open(self.path)
         try:
             if _describe(self.path, descriptor) != self:
-                raise MalformedFile(
-                    f"{self.path} changed while the model was loading", hint="load the model again"
-                )
+                raise MalformedFile(f"{self.path} changed while the model was loading", hint="load the model again")
             yield descriptor
         finally:
             os.close(descriptor)
@@ -148,9 +146,7 @@ def member(folder: Path, name: str) -> Path:
     layout of Hugging Face, ``snapshots/<revision>/name -> ../../blobs/<digest>``.
     """
     if not _PLAIN_NAME.fullmatch(name):
-        raise MalformedFile(
-            f"{folder} refers to a file called {quoted(name)}, which is not a plain file name"
-        )
+        raise MalformedFile(f"{folder} refers to a file called {quoted(name)}, which is not a plain file name")
     real = Path(os.path.realpath(folder / name))
     home = Path(os.path.realpath(folder))
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
