@@ -8,7 +8,7 @@ change its logits. Each row is computed by itself, as rule R1 asks. :class:`Byte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ import pytest
 from finback.config import Settings
 
 BOS, EOS = 256, 257
+WIDTH = 8  # of what a token leaves in the tiny model's cache
+KV_VALUES = WIDTH + 1
 
 
 class ByteTokenizer:
@@ -34,9 +36,7 @@ class ByteTokenizer:
         return self.encode("".join(piece.text for piece in pieces))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        return b"".join(self.token_bytes(i) for i in ids if i < 256 or not skip_special).decode(
-            errors="replace"
-        )
+        return b"".join(self.token_bytes(i) for i in ids if i < 256 or not skip_special).decode(errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else {BOS: b"<bos>", EOS: b"<eos>"}[token]
@@ -52,7 +52,10 @@ class TinyConfig:
     dtype: str = "float32"
     is_mla: bool = False
     bos_token_id: int | None = BOS
-    eos_token_ids: frozenset[int] = field(default_factory=lambda: frozenset({EOS}))
+    eos_token_ids: tuple[int, ...] = (EOS,)
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        return KV_VALUES * {"f32": 4, "f16": 2, "bf16": 2}[dtype]
 
 
 class TinyModel:
@@ -62,35 +65,33 @@ class TinyModel:
     the answer follows, with certainty, from the first generated token on, then EOS.
     """
 
-    WIDTH = 8
-
     def __init__(
         self, *, poison: int | None = None, eos_bias: float = -100.0, script: str | None = None, **config: Any
     ) -> None:
         self.config = TinyConfig(**config)
         random = np.random.default_rng(20)
-        self._embed = random.normal(size=(self.config.vocab_size, self.WIDTH)).astype(np.float32)
-        self._head = random.normal(size=(self.config.vocab_size, self.WIDTH)).astype(np.float32)
+        self._embed = random.normal(size=(self.config.vocab_size, WIDTH)).astype(np.float32)
+        self._head = random.normal(size=(self.config.vocab_size, WIDTH)).astype(np.float32)
         self._poison = poison
         self._eos_bias = eos_bias
         self._script = None if script is None else [*script.encode(), EOS]
         self.batches: list[Any] = []  # what was run, for tests to look at
 
     def cache_layout(self) -> list[dict[str, tuple[int, ...]]]:
-        return [{"value": (self.WIDTH,)}, {"role": (1,)}]
+        return [{"value": (WIDTH,)}, {"role": (1,)}]
 
     def forward(self, batch: Any, cache: list[dict[str, np.ndarray]]) -> np.ndarray:
         batch.check_integrity()
         self.batches.append(batch)
-        values = cache[0]["value"].reshape(-1, self.WIDTH)
+        values = cache[0]["value"].reshape(-1, WIDTH)
         roles = cache[1]["role"].reshape(-1)
         for segment in batch.segments:
             for row in range(segment.start, segment.stop):
                 values[batch.slots[row]] = self._embed[batch.tokens[row]] * (1.0 if segment.prompt else 1.25)
                 roles[batch.slots[row]] = 1.0 if segment.prompt else 2.0
-        return np.array(
-            [self._row(batch, int(row), values, roles) for row in batch.logit_rows], np.float32
-        ).reshape(-1, self.config.vocab_size)
+        return np.array([self._row(batch, int(row), values, roles) for row in batch.logit_rows], np.float32).reshape(
+            -1, self.config.vocab_size
+        )
 
     def _row(self, batch: Any, row: int, values: np.ndarray, roles: np.ndarray) -> np.ndarray:
         past = np.arange(batch.positions[row] + 1)
@@ -131,11 +132,11 @@ def tiny_model() -> TinyModel:
 def make_engine() -> Callable[..., Any]:
     """``make_engine(model=None, blocks=64, **settings)``: an engine over a tiny model and ``blocks`` blocks."""
     from finback.engine.engine import Engine
+    from finback.engine.memory import plan_cache
 
     def make(model: TinyModel | None = None, blocks: int = 64, **settings: Any) -> Engine:
-        block_bytes = 64 * 4 * (TinyModel.WIDTH + 1)
-        return Engine(
-            model or TinyModel(), ByteTokenizer(), Settings(**settings), memory_bytes=blocks * block_bytes
-        )
+        model, chosen = model or TinyModel(), Settings(**settings)
+        plan = plan_cache(model.config, chosen, blocks * 64 * model.config.kv_bytes_per_token("f32"))
+        return Engine(model, ByteTokenizer(), chosen, plan=plan)
 
     return make

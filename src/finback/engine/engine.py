@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from finback.config import Settings
 from finback.engine.answer import Answer
 from finback.engine.kv_cache import KVCache
-from finback.engine.memory import BLOCK_SIZE, plan_cache
-from finback.engine.request import FinishReason, Request, SamplingParams, StepOutput, Usage
+from finback.engine.memory import BLOCK_SIZE, CachePlan, memory_for_cache, plan_cache
+from finback.engine.request import FinishReason, Request, SamplingParams, StepOutput, Usage, check_whole
 from finback.engine.runner import Runner
 from finback.engine.sampler import Sampler
 from finback.engine.scheduler import Scheduler, Work
@@ -45,11 +45,11 @@ class Engine:
     """Runs requests on a model. Invariant: ``settings`` is resolved, ``context`` and ``kv_dtype`` are known."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, settings: Settings, *, memory_bytes: int | None = None
+        self, model: Model, tokenizer: Tokenizer, settings: Settings, *, plan: CachePlan | None = None
     ) -> None:
-        """``memory_bytes``: what the key-value cache may grow to; None: half of what is available."""
-        plan = plan_cache(model, settings, _half_of_memory() if memory_bytes is None else memory_bytes)
-        self.model = model
+        """``plan``: what the key-value cache holds; None: what fits in the memory that is available."""
+        plan = plan or plan_cache(model.config, settings, memory_for_cache(0))
+        self.config = model.config
         self.tokenizer = tokenizer
         self.settings = settings.override(context=plan.context, kv_dtype=plan.kv_dtype)
         self.plan = plan
@@ -85,7 +85,7 @@ class Engine:
     def validate(self, prompt_tokens: Sequence[int], params: SamplingParams) -> list[int]:
         """The prompt as plain integers; InvalidRequest unless :meth:`add` would accept it."""
         self._open_runner()
-        vocab = self.model.config.vocab_size
+        vocab = self.config.vocab_size
         tokens = _checked_tokens(prompt_tokens, vocab)
         _check_vocabulary("stop_token_ids", params.stop_token_ids, vocab)
         _check_vocabulary("logit_bias", params.logit_bias, vocab)
@@ -98,9 +98,7 @@ class Engine:
         tokens = self.validate(prompt_tokens, params)
         if request_id in self._running:
             raise InvalidRequest(f"request id {request_id!r} is taken", parameter="request_id")
-        longest = (
-            self.context if params.max_tokens is None else min(self.context, len(tokens) + params.max_tokens)
-        )
+        longest = self.context if params.max_tokens is None else min(self.context, len(tokens) + params.max_tokens)
         request = Request(request_id, tokens, len(tokens), longest)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         self._running[request_id] = _Running(
@@ -143,6 +141,8 @@ class Engine:
         computed one at a time as if the model had written them (None: all are prompt).
         """
         runner = self._open_runner()
+        chunk = self.settings.batch_tokens if chunk is None else chunk
+        check_whole("chunk", chunk, 1, 1 << 20)
         request = self._scoring_request(tokens, prompt)
         count = len(request.tokens)
         if not self._kv_cache.grow(request.id, count):
@@ -150,8 +150,8 @@ class Engine:
                 f"running requests leave no room for {count} tokens", hint="try again when they have ended"
             )
         try:
-            rows = np.empty((count, self.model.config.vocab_size), np.float32)
-            for start, stop in _cuts(count, request.num_prompt, chunk or self.settings.batch_tokens):
+            rows = np.empty((count, self.config.vocab_size), np.float32)
+            for start, stop in _cuts(count, request.num_prompt, chunk):
                 work = Work(request, start, stop, self._kv_cache.table(request.id))
                 rows[start:stop] = runner.run([work], every_row=True)
             return rows
@@ -208,12 +208,11 @@ class Engine:
         return self._runner
 
     def _scoring_request(self, tokens: Sequence[int], prompt: int | None) -> Request:
-        checked = _checked_tokens(tokens, self.model.config.vocab_size)
+        checked = _checked_tokens(tokens, self.config.vocab_size)
         if len(checked) > self.context:
             raise self._too_long(len(checked), spare=0)
         num_prompt = len(checked) if prompt is None else prompt
-        if not 0 <= num_prompt <= len(checked):
-            raise InvalidRequest(f"prompt must be from 0 to {len(checked)}, not {prompt}", parameter="prompt")
+        check_whole("prompt", num_prompt, 0, len(checked))
         return Request("(logits)", checked, num_prompt, len(checked))
 
     def _too_long(self, count: int, *, spare: int) -> PromptTooLong:
@@ -236,7 +235,7 @@ def _checked_tokens(tokens: Sequence[int], vocab: int) -> list[int]:
     try:
         array = np.asarray(tokens)
     except ValueError:
-        array = np.empty(0, object)
+        array = np.empty((), object)  # lists of different lengths
     if array.ndim == 1 and array.size == 0:
         raise InvalidRequest("the prompt is empty", parameter="prompt", hint="give at least one token")
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -254,12 +253,4 @@ def _checked_tokens(tokens: Sequence[int], vocab: int) -> list[int]:
 def _check_vocabulary(name: str, ids: Iterable[int], vocab: int) -> None:
     outside = next((token for token in ids if token >= vocab), None)
     if outside is not None:
-        raise InvalidRequest(
-            f"{name}: token {outside} is not in the vocabulary (0 to {vocab - 1})", parameter=name
-        )
-
-
-def _half_of_memory() -> int:
-    import psutil  # not at the top: the page that lists models needs no probe
-
-    return int(psutil.virtual_memory().available) // 2
+        raise InvalidRequest(f"{name}: token {outside} is not in the vocabulary (0 to {vocab - 1})", parameter=name)

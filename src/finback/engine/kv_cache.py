@@ -64,9 +64,5 @@ class KVCache:
         assert len(set(self._free)) == len(self._free), "a block is free twice"
         assert held.keys().isdisjoint(self._free), "a block is both free and held"
         assert len(held) + len(self._free) == self.num_blocks, "a block is lost"
-        assert all(self._references[block] == held[block] for block in range(self.num_blocks)), (
-            "a count is wrong"
-        )
-        assert all(len(set(table)) == len(table) for table in self._tables.values()), (
-            "a table holds a block twice"
-        )
+        assert all(self._references[block] == held[block] for block in range(self.num_blocks)), "a count is wrong"
+        assert all(len(set(table)) == len(table) for table in self._tables.values()), "a table holds a block twice"

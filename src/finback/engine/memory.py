@@ -7,14 +7,13 @@ block is first written, so the plan bounds what may be used, not what is used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 from finback.config import Settings
 from finback.errors import ConfigError, ModelTooLarge
 
 if TYPE_CHECKING:
-    from finback.models import Model
+    from finback.weights.config import ModelConfig
 
 BLOCK_SIZE = 64  # tokens
 DEFAULT_CONTEXT = 32768  # tokens: more must be asked for
@@ -36,24 +35,37 @@ class CachePlan:
         return self.num_blocks * self.block_bytes
 
 
-def plan_cache(model: Model, settings: Settings, memory_bytes: int) -> CachePlan:
+def plan_cache(config: ModelConfig, settings: Settings, memory_bytes: int) -> CachePlan:
     """Resolve the cache's context, type and size so that it fits in ``memory_bytes``, or raise ModelTooLarge."""
-    kv_dtype = settings.kv_dtype or default_kv_dtype(model)
-    values = sum(prod(shape) for layer in model.cache_layout() for shape in layer.values())
-    block_bytes = values * KV_BYTES[kv_dtype] * BLOCK_SIZE
+    kv_dtype = settings.kv_dtype or default_kv_dtype(config)
+    block_bytes = config.kv_bytes_per_token(kv_dtype) * BLOCK_SIZE
     affordable = memory_bytes // block_bytes
-    context = _context(model.config.max_position_embeddings, settings.context, affordable * BLOCK_SIZE)
+    context = _context(config.max_position_embeddings, settings.context, affordable * BLOCK_SIZE)
     if affordable * BLOCK_SIZE < context:
         raise _too_large(context, affordable * BLOCK_SIZE, block_bytes)
     wanted = settings.max_requests * -(-context // BLOCK_SIZE)
     return CachePlan(context, kv_dtype, min(wanted, affordable), block_bytes)
 
 
-def default_kv_dtype(model: Model) -> str:
+def default_kv_dtype(config: ModelConfig) -> str:
     """float32 for float32 models; else bfloat16 for MLA's latents and float16 for keys and values."""
-    if model.config.dtype == "float32":
+    if config.dtype == "float32":
         return "f32"
-    return "bf16" if model.config.is_mla else "f16"
+    return "bf16" if config.is_mla else "f16"
+
+
+def memory_for_cache(weights_bytes: int) -> int:
+    """Memory that the cache may take beside weights that are still to be loaded; ModelTooLarge if they do not fit."""
+    import psutil  # not at the top: few commands probe memory
+
+    memory = psutil.virtual_memory()
+    if weights_bytes > memory.total:
+        raise ModelTooLarge(
+            f"the weights take {weights_bytes / 2**30:.1f} GiB of memory; this machine has {memory.total / 2**30:.1f}",
+            hint="take a smaller model, or pack this one narrower (format q8 or q4)",
+        )
+    # Mapped weights can be read again from disk, so a tight machine still gets a small cache.
+    return max(memory.available - weights_bytes, memory.available // 8) // 2
 
 
 def _context(longest: int, asked: int | None, affordable: int) -> int:
@@ -61,14 +73,13 @@ def _context(longest: int, asked: int | None, affordable: int) -> int:
         raise ConfigError(
             f"context {asked} is longer than the model's {longest} tokens", hint=f"ask for at most {longest}"
         )
-    return asked or max(BLOCK_SIZE, min(longest, DEFAULT_CONTEXT, affordable))
+    return asked or min(longest, DEFAULT_CONTEXT, max(affordable, BLOCK_SIZE))
 
 
 def _too_large(context: int, affordable: int, block_bytes: int) -> ModelTooLarge:
     needed = -(-context // BLOCK_SIZE) * block_bytes
+    hint = f"ask for a context of at most {affordable}" if affordable else "close other programs"
     return ModelTooLarge(
         f"a context of {context} tokens needs {needed / 2**30:.2f} GiB; memory has room for {affordable} tokens",
-        hint=f"ask for a context of at most {affordable}"
-        if affordable
-        else "close other programs, or take a smaller model",
+        hint=hint,
     )

@@ -65,47 +65,40 @@ class SamplingParams:
     def validate(self) -> None:
         """Raise InvalidRequest unless every value can be used."""
         if self.max_tokens is not None:
-            _check_whole("max_tokens", self.max_tokens, 1, 1 << 31)
+            check_whole("max_tokens", self.max_tokens, 1, 1 << 31)
         _check_real("temperature", self.temperature, 0.0, 100.0)
-        _check_whole("top_k", self.top_k, 0, 1 << 31)
+        check_whole("top_k", self.top_k, 0, 1 << 31)
         _check_real("top_p", self.top_p, 0.0, 1.0)
         _check_real("min_p", self.min_p, 0.0, 1.0)
         _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _check_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.seed is not None:
-            _check_whole("seed", self.seed, -(1 << 63), (1 << 64) - 1)
+            check_whole("seed", self.seed, -(1 << 63), (1 << 64) - 1)
         if self.logprobs is not None:
-            _check_whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            check_whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         _check_stops(self.stop)
         _check_tokens(self.stop_token_ids)
         _check_bias(self.logit_bias)
         if not isinstance(self.ignore_eos, bool):
-            raise InvalidRequest(
-                f"ignore_eos must be True or False, not {self.ignore_eos!r}", parameter="ignore_eos"
-            )
+            raise InvalidRequest(f"ignore_eos must be True or False, not {self.ignore_eos!r}", parameter="ignore_eos")
 
 
-def _check_whole(name: str, value: Any, low: int, high: int) -> None:
+def check_whole(name: str, value: Any, low: int, high: int) -> None:
+    """Raise InvalidRequest unless ``value`` is a whole number in [low, high]."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidRequest(
-            f"{name} must be a whole number from {low} to {high}, not {value!r}", parameter=name
-        )
+        raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, not {value!r}", parameter=name)
 
 
 def _check_real(name: str, value: Any, low: float, high: float) -> None:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not low <= value <= high:
-        raise InvalidRequest(
-            f"{name} must be a number from {low:g} to {high:g}, not {value!r}", parameter=name
-        )
+        raise InvalidRequest(f"{name} must be a number from {low:g} to {high:g}, not {value!r}", parameter=name)
 
 
 def _check_stops(stop: Any) -> None:
     if not isinstance(stop, (tuple, list)) or not all(isinstance(text, str) and text for text in stop):
-        raise InvalidRequest(
-            f"stop must be a list of strings that are not empty, not {stop!r}", parameter="stop"
-        )
+        raise InvalidRequest(f"stop must be a list of strings that are not empty, not {stop!r}", parameter="stop")
     if len(stop) > MAX_STOPS or any(len(text) > MAX_STOP_CHARACTERS for text in stop):
         limit = f"{MAX_STOPS} strings of {MAX_STOP_CHARACTERS} characters"
         raise InvalidRequest(f"stop holds more than {limit}", parameter="stop")
@@ -113,20 +106,16 @@ def _check_stops(stop: Any) -> None:
 
 def _check_tokens(ids: Any) -> None:
     if not isinstance(ids, (tuple, list)):
-        raise InvalidRequest(
-            f"stop_token_ids must be a list of token ids, not {ids!r}", parameter="stop_token_ids"
-        )
+        raise InvalidRequest(f"stop_token_ids must be a list of token ids, not {ids!r}", parameter="stop_token_ids")
     for token in ids:
-        _check_whole("stop_token_ids", token, 0, (1 << 31) - 1)
+        check_whole("stop_token_ids", token, 0, (1 << 31) - 1)
 
 
 def _check_bias(bias: Any) -> None:
     if not isinstance(bias, Mapping):
-        raise InvalidRequest(
-            f"logit_bias must map token ids to numbers, not {bias!r}", parameter="logit_bias"
-        )
+        raise InvalidRequest(f"logit_bias must map token ids to numbers, not {bias!r}", parameter="logit_bias")
     for token, value in bias.items():
-        _check_whole("logit_bias", token, 0, (1 << 31) - 1)
+        check_whole("logit_bias", token, 0, (1 << 31) - 1)
         _check_real("logit_bias", value, -100.0, 100.0)
 
 

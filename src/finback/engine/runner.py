@@ -56,9 +56,7 @@ def build_batch(plan: Sequence[Work], *, every_row: bool = False) -> Batch:
     blocks = tables[seq_ids, positions // BLOCK_SIZE].astype(np.int64)
     stops = np.cumsum(counts)
     return Batch(
-        tokens=np.array(
-            [token for work in plan for token in work.request.tokens[work.start : work.stop]], np.int64
-        ),
+        tokens=np.array([token for work in plan for token in work.request.tokens[work.start : work.stop]], np.int64),
         positions=positions,
         seq_ids=seq_ids,
         slots=blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
@@ -83,8 +81,6 @@ def _segments(plan: Sequence[Work]) -> tuple[Segment, ...]:
         border = min(max(work.start, work.request.num_prompt), work.stop)
         for first, last in ((work.start, border), (border, work.stop)):
             if first < last:
-                segments.append(
-                    Segment(row, row + last - first, seq, first, prompt=last <= work.request.num_prompt)
-                )
+                segments.append(Segment(row, row + last - first, seq, first, prompt=last <= work.request.num_prompt))
                 row += last - first
     return tuple(segments)

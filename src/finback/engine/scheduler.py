@@ -120,9 +120,7 @@ class Scheduler:
         """Raise AssertionError unless queues, tables and counts agree."""
         self._cache.check_integrity()
         for request in (*self._waiting, *self._running):
-            assert 0 <= request.num_computed < len(request.tokens) <= request.max_length, (
-                "progress is out of range"
-            )
+            assert 0 <= request.num_computed < len(request.tokens) <= request.max_length, "progress is out of range"
         for request in self._running:
             held = len(self._cache.table(request.id)) * self._cache.block_size
             assert request.num_computed <= held, "computed tokens without blocks"
