@@ -39,7 +39,7 @@ SIDE_FILES = (
     "chat_template.jinja",
 )
 MAX_CONFIG_BYTES = 16 << 20
-MAX_SIDE_FILE_BYTES = 128 << 20
+MAX_SIDE_FILE_BYTES = 64 << 20
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
 
@@ -130,7 +130,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     models = [name for name in names if name.endswith(".gguf")]
     if len({gguf.model_name(Path(name)) for name in models}) > 1:
         raise UnknownModel(
-            f"{folder} holds {len(models)} GGUF files", hint=f"name one of them, as {folder / models[0]}"
+            f"{folder} holds {len(models)} GGUF files", hint=f"name one of them, such as {quoted(models[0])}"
         )
     if models:
         return _from_gguf(folder / models[0], gguf.read_model(folder / models[0]))
@@ -189,7 +189,9 @@ def _by_path(headers: Headers) -> Mapping[Path, SourceFile]:
 
 
 def _row_range(tensor: TensorInfo, rows: slice | None) -> tuple[int, int]:
-    start, stop, step = (slice(None) if rows is None else rows).indices(tensor.rows)
-    if step != 1:
-        raise ValueError(f"rows of {tensor.name} are read in order, not with step {step}")
-    return start, max(start, stop)
+    if rows is None:
+        return 0, tensor.rows
+    start, stop = rows.start or 0, tensor.rows if rows.stop is None else rows.stop
+    if rows.step not in (None, 1) or not 0 <= start <= stop <= tensor.rows:
+        raise ValueError(f"{tensor.name} has rows 0 to {tensor.rows}, in order; {rows} is not among them")
+    return start, stop

@@ -34,7 +34,7 @@ from finback.weights.source import (
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MAX_HEADER_BYTES = 1 << 28
+MAX_HEADER_BYTES = 1 << 26
 MAX_STRINGS = 1 << 21  # in all arrays together
 MAX_NUMBERS = 1 << 22  # likewise
 MAX_KEYS = 1 << 16
@@ -91,11 +91,10 @@ def read_model(path: Path) -> tuple[GgufHeader, ...]:
     """The headers of a model: one file, or every file of a split when ``path`` is one of them."""
     header = read_header(look_at(path))
     match = _SPLIT_NAME.fullmatch(path.name)
-    count = header.metadata.get("split.count", 1)
     if match is None:
-        if count != 1:
+        if header.metadata.get("split.count", 1) != 1:
             raise MalformedFile(
-                f"{path} is one of {count} parts but is not named like one",
+                f"{path} says that it is one of several parts but is not named like one",
                 hint="give the parts their published names, ...-00001-of-0000N.gguf",
             )
         return (header,)
@@ -256,7 +255,7 @@ def _read_numbers(cursor: _Cursor, kind: int, count: int, what: str) -> list[Any
 def _alignment(metadata: Mapping[str, Any], path: Path) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(value) is not int or not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
-        raise MalformedFile(f"{path}: general.alignment is {quoted(str(value))}, not a power of two")
+        raise MalformedFile(f"{path}: general.alignment must be a power of two up to {MAX_ALIGNMENT}")
     return value
 
 
@@ -345,4 +344,4 @@ def _check_parts(headers: tuple[GgufHeader, ...], path: Path) -> None:
     _check_names(tensors, path)
     stated = headers[0].metadata.get("split.tensors.count", len(tensors))
     if stated != len(tensors):
-        raise MalformedFile(f"{path}: the parts hold {len(tensors)} tensors, but the first says {quoted(str(stated))}")
+        raise MalformedFile(f"{path}: the parts hold {len(tensors)} tensors, but the first promises another number")

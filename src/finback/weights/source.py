@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,7 @@ Bytes = npt.NDArray[np.uint8]
 
 MAX_NAME_CHARACTERS = 512
 MAX_JSON_DEPTH = 64
-MAX_READ_BYTES = 1 << 36  # one tensor or one slice of it
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@,-]{0,254}")
+MAX_READ_BYTES = 1 << 35  # one tensor, or the rows of it that are asked for
 AGAIN_HINT = "the file is damaged or was cut short: pull the model again"
 
 
@@ -79,10 +77,14 @@ class SourceFile:
     @contextmanager
     def opened(self) -> Iterator[int]:
         """A file descriptor of the unchanged file."""
-        descriptor = _open(self.path)
+        changed = MalformedFile(f"{self.path} changed while the model was loading", hint="load the model again")
+        try:
+            descriptor = _open(self.path)
+        except UnknownModel:
+            raise changed from None
         try:
             if _describe(self.path, descriptor) != self:
-                raise MalformedFile(f"{self.path} changed while the model was loading", hint="load the model again")
+                raise changed
             yield descriptor
         finally:
             os.close(descriptor)
@@ -140,18 +142,19 @@ def _describe(path: Path, descriptor: int) -> SourceFile:
 
 
 def member(folder: Path, name: str) -> Path:
-    """The path of a file that a model names, which must lie in the model's own folder.
+    """The path of a file that a model names: a plain name, in the model's own folder.
 
-    Only plain names pass, and a symbolic link may not lead out of the folder. The one exception is the cache
-    layout of Hugging Face, ``snapshots/<revision>/name -> ../../blobs/<digest>``.
+    A symbolic link may not lead out of the folder. The one exception is the cache layout of Hugging Face,
+    ``snapshots/<revision>/name -> ../../blobs/<digest>``.
     """
-    if not _PLAIN_NAME.fullmatch(name):
+    plain = 0 < len(name) <= 255 and name.isprintable() and not set(name) & set("/\\:") and name.strip(". ")
+    if not plain:
         raise MalformedFile(f"{folder} refers to a file called {quoted(name)}, which is not a plain file name")
     real = Path(os.path.realpath(folder / name))
     home = Path(os.path.realpath(folder))
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if real.parent not in (home, blobs):
-        raise MalformedFile(f"{folder / name} is a link that leads out of the model's folder, to {real}")
+        raise MalformedFile(f"{quoted(name)} in {folder} is a link that leads out of the model's folder")
     return real
 
 
@@ -183,7 +186,7 @@ def empty_bytes(nbytes: int, what: str) -> Bytes:
             raise MemoryError
         return np.empty(nbytes, np.uint8)
     except MemoryError:
-        raise ModelTooLarge(f"{what} takes {nbytes} bytes, more than can be read at once") from None
+        raise ModelTooLarge(f"{what} takes {nbytes} bytes, more than memory can hold at once") from None
 
 
 def read_small(path: Path, limit_bytes: int) -> bytes:
