@@ -1,0 +1,182 @@
+"""The one scheduling rule: budget, order, preemption, and that every request ends."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from finback.engine.kv_cache import KVCache
+from finback.engine.request import Request
+from finback.engine.scheduler import Scheduler, Work
+
+BLOCK = 4
+
+
+def make(blocks: int = 16, budget: int = 8, requests: int = 4) -> Scheduler:
+    return Scheduler(KVCache(blocks, BLOCK), batch_tokens=budget, max_requests=requests)
+
+
+def request(name: str, prompt: int, answer: int = 4) -> Request:
+    return Request(name, [1] * prompt, num_prompt=prompt, max_length=prompt + answer)
+
+
+def step(scheduler: Scheduler) -> list[tuple[str, int, int]]:
+    """Run a step as the engine does, with a token for each request that is complete."""
+    plan = scheduler.schedule()
+    for work in plan:
+        if work.completes:
+            work.request.tokens.append(2)
+            if len(work.request.tokens) == work.request.max_length:
+                scheduler.remove(work.request)
+    scheduler.commit(plan)
+    return [(work.request.id, work.start, work.stop) for work in plan]
+
+
+def test_a_long_prompt_is_cut_and_answers_go_first() -> None:
+    scheduler = make(blocks=64, budget=8)
+    scheduler.add(request("a", 3, answer=10))
+    assert step(scheduler) == [("a", 0, 3)]
+    scheduler.add(request("long", 20))
+    assert step(scheduler) == [("a", 3, 4), ("long", 0, 7)]
+    assert step(scheduler) == [("a", 4, 5), ("long", 7, 14)]
+    assert step(scheduler) == [("a", 5, 6), ("long", 14, 20)]
+    assert step(scheduler) == [("a", 6, 7), ("long", 20, 21)]
+
+
+def test_a_running_answer_gets_its_token_in_every_step() -> None:
+    scheduler = make(blocks=400, budget=3, requests=64)
+    for i in range(3):
+        scheduler.add(request(f"r{i}", 1, answer=50))
+    for i in range(3, 10):
+        scheduler.add(request(f"r{i}", 30))
+    for _ in range(40):
+        assert {name for name, _, _ in step(scheduler)} == {"r0", "r1", "r2"}
+    assert scheduler.num_running == 3
+
+
+def test_prompts_share_what_is_left_in_order_of_arrival() -> None:
+    scheduler = make(blocks=64, budget=10)
+    for name in "abc":
+        scheduler.add(request(name, 6))
+    assert step(scheduler) == [("a", 0, 6), ("b", 0, 4)]
+    assert step(scheduler) == [("a", 6, 7), ("b", 4, 6), ("c", 0, 6)]
+
+
+def test_requests_wait_for_blocks_in_order() -> None:
+    scheduler = make(blocks=4, budget=64)
+    scheduler.add(request("a", 8))
+    scheduler.add(request("big", 12))
+    scheduler.add(request("small", 1))
+    assert step(scheduler) == [("a", 0, 8)]
+    assert scheduler.num_waiting == 2  # nobody overtakes
+
+
+def test_the_youngest_gives_way_and_is_computed_again() -> None:
+    scheduler = make(blocks=4, budget=64)
+    old, young = request("old", 4, answer=8), request("young", 4, answer=8)
+    scheduler.add(old)
+    scheduler.add(young)
+    assert step(scheduler) == [("old", 0, 4), ("young", 0, 4)]
+    for _ in range(4):
+        step(scheduler)
+    assert (len(old.tokens), len(young.tokens)) == (9, 9)
+    assert step(scheduler) == [("old", 8, 9)]  # both need a third block: four are not enough
+    assert scheduler.preemptions == 1
+    assert (young.num_computed, scheduler.num_waiting) == (0, 1)
+    while old.max_length > len(old.tokens):
+        step(scheduler)
+    assert step(scheduler) == [("young", 0, 9)]  # prompt and answer, in one go
+    while young.max_length > len(young.tokens):
+        step(scheduler)
+    scheduler.check_integrity()
+
+
+def test_a_step_that_failed_has_changed_nothing() -> None:
+    scheduler = make()
+    scheduler.add(request("a", 5))
+    assert scheduler.schedule() == scheduler.schedule()
+
+
+def test_removing_waiting_and_running_requests() -> None:
+    scheduler = make(blocks=4)
+    running, waiting = request("running", 12), request("waiting", 12)
+    scheduler.add(running)
+    scheduler.add(waiting)
+    scheduler.schedule()
+    scheduler.remove(waiting)
+    scheduler.remove(running)
+    assert scheduler.schedule() == []
+    scheduler.check_integrity()
+
+
+class EngineLife(RuleBasedStateMachine):
+    """Requests come, are stepped, leave early, in any order; the books stay right and everyone is served."""
+
+    CONTEXT = 24
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = KVCache(num_blocks=self.CONTEXT // BLOCK + 3, block_size=BLOCK)
+        self.budget = 6
+        self.scheduler = Scheduler(self.cache, batch_tokens=self.budget, max_requests=4)
+        self.live: list[Request] = []
+        self.count = 0
+
+    @rule(prompt=st.integers(1, CONTEXT - 1), answer=st.integers(1, CONTEXT))
+    def add(self, prompt: int, answer: int) -> None:
+        length = min(self.CONTEXT, prompt + answer)
+        self.live.append(Request(f"r{self.count}", [0] * prompt, prompt, length))
+        self.scheduler.add(self.live[-1])
+        self.count += 1
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        self.scheduler.remove(self.live.pop(data.draw(st.integers(0, len(self.live) - 1))))
+
+    @rule(times=st.integers(1, 8))
+    def steps(self, times: int) -> None:
+        for _ in range(times):
+            self.one_step()
+
+    @rule(blocks=st.integers(1, 2))
+    def borrow(self, blocks: int) -> None:
+        """Scoring takes blocks beside the requests, for the time between two steps."""
+        self.cache.grow("borrowed", blocks * BLOCK)
+        self.cache.release("borrowed")
+
+    def one_step(self) -> None:
+        plan = self.scheduler.schedule()
+        assert bool(plan) == bool(self.live), "work is left and nobody is served"
+        assert sum(work.stop - work.start for work in plan) <= self.budget
+        assert len({work.request.id for work in plan}) == len(plan)
+        for work in plan:
+            self.check_work(work)
+            if work.completes:
+                work.request.tokens.append(1)
+                if len(work.request.tokens) == work.request.max_length:
+                    self.scheduler.remove(work.request)
+                    self.live.remove(work.request)
+        self.scheduler.commit(plan)
+
+    def check_work(self, work: Work) -> None:
+        assert work.start == work.request.num_computed < work.stop <= len(work.request.tokens)
+        assert len(work.blocks) * BLOCK >= work.stop
+
+    @invariant()
+    def books_are_right(self) -> None:
+        self.scheduler.check_integrity()
+        assert self.scheduler.num_running + self.scheduler.num_waiting == len(self.live)
+
+    def teardown(self) -> None:
+        for _ in range(2000):
+            if not self.live:
+                break
+            self.one_step()
+        assert not self.live, "a request does not end"
+        assert self.cache.num_free == self.cache.num_blocks
+
+
+EngineLife.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestEngineLife = EngineLife.TestCase
