@@ -1,10 +1,652 @@
-// (to be written)
+// Attention over cached and over expanded keys, one algorithm for all three faces.
+//
+// A row is one query head of one token. Its softmax is computed online over tiles of kTile positions counted from position
+// 0; tiles are gathered into partial results of kChunk positions, and these are folded together in ascending order. Where a
+// row's cuts lie and in which order its additions run depends on its own position alone (rule R1): how rows are grouped
+// into blocks, which thread takes which chunk, and where the cache keeps a position are free choices.
+//
+// Rows that share keys are computed together: a tile of keys is widened to float32 once and then meets all rows of the
+// block in register tiles of 3 rows x 4 keys (scores) and 3 rows x 4 vectors (weighted sum of values).
 #include "attention.h"
 
+#include "scratch.h"
 #include "simd.h"
+#include "thread_pool.h"
 
 namespace finback::FINBACK_NAMESPACE {
+namespace {
 
-AttentionKernels attention_kernels() { return {}; }
+constexpr int kTile = 64;         // positions per step of the online softmax
+constexpr int kChunk = 256;       // positions per partial result
+constexpr int kBlockRows = 96;    // rows that share one widened tile; enough to make the widening cheap
+constexpr int kPanel = 4;         // vectors of a value row that are summed in registers at once
+constexpr int64_t kInlineWork = 200'000;         // multiply-adds below which a second thread costs more than it saves
+constexpr int64_t kPartialFloats = int64_t{4} << 20;  // bound on partial results that wait to be folded
+const float kMinusInfinity = -__builtin_inff();
+
+// ---- elements ------------------------------------------------------------------------------------------------------
+
+struct F16 {
+    uint16_t bits;
+};
+struct BF16 {
+    uint16_t bits;
+};
+static_assert(sizeof(F16) == 2 && sizeof(BF16) == 2);
+
+inline F32x8 load8(const float* p) { return load(p); }
+inline F32x8 load8(const F16* p) { return load_f16(&p->bits); }
+inline F32x8 load8(const BF16* p) { return load_bf16(&p->bits); }
+
+constexpr float kLargestF16 = 65504.0f;
+constexpr float kLargestBF16 = 3.38953139e38f;
+
+// Clamps to the finite range; NaN stays NaN, because min and max return their second operand.
+inline F32x8 saturate(F32x8 x, float largest) { return max(set1(-largest), min(set1(largest), x)); }
+inline void store8(float* p, F32x8 x) { store(p, x); }
+inline void store8(F16* p, F32x8 x) { store_f16(&p->bits, saturate(x, kLargestF16)); }
+inline void store8(BF16* p, F32x8 x) { store_bf16(&p->bits, saturate(x, kLargestBF16)); }
+
+inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// Converts n elements; `to` may be written up to the end of its last whole vector only if `pad` (with zeros).
+template <bool pad, class From, class To>
+void convert(const From* from, int64_t n, To* to) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store8(to + i, load8(from + i));
+    if (i == n) return;
+    From in[kLanes] = {};
+    std::memcpy(in, from + i, sizeof(From) * static_cast<size_t>(n - i));
+    To out[kLanes];
+    store8(out, load8(in));
+    std::memcpy(to + i, out, sizeof(To) * static_cast<size_t>(pad ? kLanes : n - i));
+}
+
+inline float exp1(float x) {
+    float lanes[kLanes];
+    store(lanes, exp(set1(x)));
+    return lanes[0];
+}
+
+// ---- sources: where queries, keys and values come from ---------------------------------------------------------------
+
+// One tile of keys and values as float32 rows; the arrays behind the pointers are the worker's own or the caller's.
+struct Tile {
+    const float* k[kTile];
+    const float* v[kTile];
+    float* k_memory;
+    float* v_memory;
+};
+
+// Calls visit(i, row of the cache) for positions first .. first + count - 1 of a sequence.
+template <class Visit>
+void for_each_slot(const Paging& paging, int64_t token, int64_t first, int count, Visit visit) {
+    const int32_t* table = paging.block_tables + paging.seq_ids[token] * paging.max_blocks;
+    int64_t block = first / paging.block_size;
+    int64_t offset = first % paging.block_size;
+    for (int i = 0; i < count; ++i) {
+        visit(i, table[block] * paging.block_size + offset);
+        if (++offset == paging.block_size) {
+            offset = 0;
+            ++block;
+        }
+    }
+}
+
+template <class T>
+struct GroupedSource {
+    const AttentionCall& call;
+
+    int64_t tokens() const { return call.tokens; }
+    int64_t heads() const { return call.kv_heads; }
+    int64_t group() const { return call.heads / call.kv_heads; }
+    int64_t key_dim() const { return call.key_dim; }
+    int64_t value_dim() const { return call.value_dim; }
+    float scale() const { return call.scale; }
+    int64_t visible(int64_t token) const { return int64_t{call.paging.positions[token]} + 1; }
+    bool share_keys(int64_t a, int64_t b) const { return call.paging.seq_ids[a] == call.paging.seq_ids[b]; }
+    int64_t row(int64_t token, int64_t head, int64_t member) const {
+        return token * call.heads + head * group() + member;
+    }
+
+    void query(int64_t token, int64_t head, int64_t member, float* to) const {
+        convert<true>(call.q + row(token, head, member) * call.key_dim, call.key_dim, to);
+    }
+    float* output(int64_t token, int64_t head, int64_t member) const {
+        return call.out + row(token, head, member) * call.value_dim;
+    }
+    void load_tile(int64_t token, int64_t head, int64_t first, int count, Tile& tile) const {
+        const int64_t k_pad = padded(call.key_dim), v_pad = padded(call.value_dim);
+        const T* k = static_cast<const T*>(call.k);
+        const T* v = static_cast<const T*>(call.v);
+        for_each_slot(call.paging, token, first, count, [&](int i, int64_t slot) {
+            const int64_t at = slot * call.kv_heads + head;
+            convert<true>(k + at * call.key_dim, call.key_dim, tile.k_memory + i * k_pad);
+            convert<true>(v + at * call.value_dim, call.value_dim, tile.v_memory + i * v_pad);
+            tile.k[i] = tile.k_memory + i * k_pad;
+            tile.v[i] = tile.v_memory + i * v_pad;
+        });
+    }
+};
+
+// Absorbed MLA: one key per position for all heads, whose first `latent` elements are also the value.
+template <class T>
+struct LatentSource {
+    const MlaCall& call;
+
+    int64_t tokens() const { return call.tokens; }
+    int64_t heads() const { return 1; }
+    int64_t group() const { return call.heads; }
+    int64_t key_dim() const { return call.latent + call.rope; }
+    int64_t value_dim() const { return call.latent; }
+    float scale() const { return call.scale; }
+    int64_t visible(int64_t token) const { return int64_t{call.paging.positions[token]} + 1; }
+    bool share_keys(int64_t a, int64_t b) const { return call.paging.seq_ids[a] == call.paging.seq_ids[b]; }
+
+    void query(int64_t token, int64_t, int64_t member, float* to) const {
+        const int64_t row = token * call.heads + member;
+        for (int64_t i = key_dim(); i < padded(key_dim()); ++i) to[i] = 0.0f;
+        convert<false>(call.q_latent + row * call.latent, call.latent, to);
+        convert<false>(call.q_rope + row * call.rope, call.rope, to + call.latent);
+    }
+    float* output(int64_t token, int64_t, int64_t member) const {
+        return call.out + (token * call.heads + member) * call.latent;
+    }
+    void load_tile(int64_t token, int64_t, int64_t first, int count, Tile& tile) const {
+        const int64_t pad = padded(key_dim());
+        const T* cache = static_cast<const T*>(call.cache);
+        for_each_slot(call.paging, token, first, count, [&](int i, int64_t slot) {
+            convert<true>(cache + slot * key_dim(), key_dim(), tile.k_memory + i * pad);
+            tile.k[i] = tile.v[i] = tile.k_memory + i * pad;
+        });
+    }
+};
+
+// Expanded MLA: keys of one head are [k_nope of the head | k_rope shared by all heads].
+struct ExpandedSource {
+    const MlaPrefillCall& call;
+
+    int64_t tokens() const { return call.tokens; }
+    int64_t heads() const { return call.heads; }
+    int64_t group() const { return 1; }
+    int64_t key_dim() const { return call.nope + call.rope; }
+    int64_t value_dim() const { return call.value_dim; }
+    float scale() const { return call.scale; }
+    int64_t visible(int64_t token) const { return call.first_position + token + 1; }
+    bool share_keys(int64_t, int64_t) const { return true; }
+
+    void query(int64_t token, int64_t head, int64_t, float* to) const {
+        convert<true>(call.q + (token * call.heads + head) * key_dim(), key_dim(), to);
+    }
+    float* output(int64_t token, int64_t head, int64_t) const {
+        return call.out + (token * call.heads + head) * call.value_dim;
+    }
+    // Copied although float32 already: rows of one head lie far apart, often at distances that share one cache set.
+    void load_tile(int64_t, int64_t head, int64_t first, int count, Tile& tile) const {
+        const int64_t k_pad = padded(key_dim()), v_pad = padded(call.value_dim);
+        for (int i = 0; i < count; ++i) {
+            float* k = tile.k_memory + i * k_pad;
+            const int64_t at = (first + i) * call.heads + head;
+            for (int64_t d = key_dim(); d < k_pad; ++d) k[d] = 0.0f;
+            convert<false>(call.k_nope + at * call.nope, call.nope, k);
+            convert<false>(call.k_rope + (first + i) * call.rope, call.rope, k + call.nope);
+            convert<true>(call.v + at * call.value_dim, call.value_dim, tile.v_memory + i * v_pad);
+            tile.k[i] = k;
+            tile.v[i] = tile.v_memory + i * v_pad;
+        }
+    }
+};
+
+// ---- register tiles --------------------------------------------------------------------------------------------------
+
+template <int n>
+struct Number {
+    static constexpr int value = n;
+};
+
+// Cuts rows [begin, end) into groups of 3, 2 and 1 for the register tiles. The grouping changes no value.
+template <class Body>
+void for_row_groups(int begin, int end, Body body) {
+    int row = begin;
+    for (; end - row >= 5 || end - row == 3; row += 3) body(row, Number<3>{});
+    for (; end - row >= 2; row += 2) body(row, Number<2>{});
+    if (row < end) body(row, Number<1>{});
+}
+
+// scores[r][j] = scale * (q[r] . keys[j]) for R rows and C keys; each product is summed in eight lanes over ascending d.
+template <int R, int C>
+inline void score_tile(const float* q, int64_t q_stride, const float* const* keys, int64_t dim, float scale, float* scores) {
+    F32x8 acc[R][C];
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) acc[r][c] = zero();
+    for (int64_t d = 0; d < dim; d += kLanes) {
+        F32x8 rows[R];
+#pragma GCC unroll 3
+        for (int r = 0; r < R; ++r) rows[r] = load(q + r * q_stride + d);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) {
+            const F32x8 key = load(keys[c] + d);
+#pragma GCC unroll 3
+            for (int r = 0; r < R; ++r) acc[r][c] = fma(rows[r], key, acc[r][c]);
+        }
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int c = 0; c < C; c += 4) {
+            sum4(&acc[r][c], scores + r * kTile + c);
+            for (int i = c; i < c + 4; ++i) scores[r * kTile + i] *= scale;
+        }
+}
+
+// acc[r][..] = acc[r][..] * alpha[r] + sum over j of weights[r][j] * values[j][..], j ascending, for R rows, C vectors.
+template <int R, int C>
+inline void value_tile(const float* weights, const float* const* values, int count, int64_t offset, const float* alpha,
+                       float* acc, int64_t acc_stride) {
+    F32x8 sums[R][C];
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) sums[r][c] = load(acc + r * acc_stride + c * kLanes) * set1(alpha[r]);
+    for (int j = 0; j < count; ++j) {
+        F32x8 w[R];
+#pragma GCC unroll 3
+        for (int r = 0; r < R; ++r) w[r] = set1(weights[r * kTile + j]);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            const F32x8 value = load(values[j] + offset + c * kLanes);
+#pragma GCC unroll 3
+            for (int r = 0; r < R; ++r) sums[r][c] = fma(w[r], value, sums[r][c]);
+        }
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) store(acc + r * acc_stride + c * kLanes, sums[r][c]);
+}
+
+// One step of the online softmax: scores become weights; returns what earlier sums of the row must be multiplied by.
+float soften(float* scores, int count, float& row_max, float& row_sum) {
+    const int whole = static_cast<int>(padded(count));
+    for (int j = count; j < whole; ++j) scores[j] = kMinusInfinity;
+    F32x8 top = load(scores);
+    for (int j = kLanes; j < whole; j += kLanes) top = max(top, load(scores + j));
+    const float tile_max = max_lane(top);
+    const float new_max = tile_max > row_max ? tile_max : row_max;
+    for (int j = 0; j < whole; j += kLanes) store(scores + j, exp(load(scores + j) - set1(new_max)));
+    for (int j = count; j < whole; ++j) scores[j] = 0.0f;
+    F32x8 total = zero();
+    for (int j = 0; j < whole; j += kLanes) total = total + load(scores + j);
+    const float alpha = exp1(row_max - new_max);
+    row_max = new_max;
+    row_sum = fma1(row_sum, alpha, sum(total));
+    return alpha;
+}
+
+// Softmax state of one row: the largest score, the sum of weights relative to it, and the weighted sum of values.
+struct Partial {
+    float* acc;
+    float* max;
+    float* sum;
+
+    void clear(int64_t width) const {
+        for (int64_t i = 0; i < width; ++i) acc[i] = 0.0f;
+        *max = kMinusInfinity;
+        *sum = 0.0f;
+    }
+};
+
+// Adds a later chunk's result to the sum of the earlier ones.
+void fold(const Partial& total, const Partial& later, int64_t width) {
+    const float new_max = *later.max > *total.max ? *later.max : *total.max;
+    const float a = exp1(*total.max - new_max), b = exp1(*later.max - new_max);
+    *total.max = new_max;
+    *total.sum = fma1(*later.sum, b, *total.sum * a);
+    for (int64_t i = 0; i < width; i += kLanes)
+        store(total.acc + i, fma(load(later.acc + i), set1(b), load(total.acc + i) * set1(a)));
+}
+
+void write_row(const Partial& total, int64_t value_dim, float* out) {
+    const float inverse = 1.0f / *total.sum;
+    for (int64_t i = 0; i < value_dim; ++i) out[i] = total.acc[i] * inverse;
+}
+
+// ---- blocks of rows --------------------------------------------------------------------------------------------------
+
+// Tokens [first, last) that share keys, and one head: their rows are first * group .. last * group - 1 of that head.
+struct Block {
+    int64_t first, last, head;
+};
+
+// One thread's memory and state while it computes rows of a block, chunk after chunk.
+template <class Source>
+class RowWorker {
+public:
+    static int64_t floats(const Source& source, int64_t rows) {
+        const int64_t k_pad = padded(source.key_dim()), v_pad = padded(source.value_dim());
+        return rows * (k_pad + kTile + 2 * v_pad + 5) + kTile * (k_pad + v_pad) + 16;
+    }
+
+    RowWorker(const Source& source, float* memory, int64_t max_rows)
+        : source_(source), k_pad_(padded(source.key_dim())), v_pad_(padded(source.value_dim())) {
+        const auto take = [&memory](int64_t floats) {
+            float* taken = memory;
+            memory += floats;
+            return taken;
+        };
+        tile_.k_memory = take(kTile * k_pad_);
+        tile_.v_memory = take(kTile * v_pad_);
+        q_ = take(max_rows * k_pad_);
+        scores_ = take(max_rows * kTile);
+        acc_ = take(max_rows * v_pad_);
+        total_ = take(max_rows * v_pad_);
+        max_ = take(max_rows);
+        sum_ = take(max_rows);
+        alpha_ = take(max_rows);
+        total_max_ = take(max_rows);
+        total_sum_ = take(max_rows);
+    }
+
+    // Takes up rows [first_row, last_row) of a block.
+    void begin(const Block& block, int64_t first_row, int64_t last_row) {
+        block_ = block;
+        first_row_ = first_row;
+        rows_ = static_cast<int>(last_row - first_row);
+        for (int r = 0; r < rows_; ++r) source_.query(token(r), block.head, member(r), q_ + r * k_pad_);
+        longest_ = 0;
+        for (int r = 0; r < rows_; ++r) longest_ = visible(r) > longest_ ? visible(r) : longest_;
+    }
+
+    int rows() const { return rows_; }
+    int64_t longest() const { return longest_; }
+    bool sees(int row, int64_t chunk) const { return visible(row) > chunk * kChunk; }
+    Partial partial(int row) const { return {acc_ + row * v_pad_, max_ + row, sum_ + row}; }
+    Partial total(int row) const { return {total_ + row * v_pad_, total_max_ + row, total_sum_ + row}; }
+    float* output(int row) const { return source_.output(token(row), block_.head, member(row)); }
+
+    // Leaves in partial(row) the result over the chunk's positions, for every row that sees any of them.
+    void compute(int64_t chunk) {
+        for (int r = 0; r < rows_; ++r) partial(r).clear(v_pad_);
+        const int64_t end = longest_ < (chunk + 1) * kChunk ? longest_ : (chunk + 1) * kChunk;
+        for (int64_t first = chunk * kChunk; first < end; first += kTile) {
+            const int count = static_cast<int>(end - first < kTile ? end - first : kTile);
+            source_.load_tile(block_.first, block_.head, first, count, tile_);
+            for (int c = count; c < kTile; ++c) tile_.k[c] = tile_.k[count - 1];  // register tiles take whole groups
+            add_tile(first, count);
+        }
+    }
+
+private:
+    int64_t token(int row) const { return block_.first + (first_row_ + row) / source_.group(); }
+    int64_t member(int row) const { return (first_row_ + row) % source_.group(); }
+    int64_t visible(int row) const { return source_.visible(token(row)); }
+    int seen(int row, int64_t first, int count) const {
+        const int64_t n = visible(row) - first;
+        return static_cast<int>(n < 0 ? 0 : n < count ? n : count);
+    }
+
+    // Runs of rows that see equally much of the tile go together; each row meets exactly the keys that it sees.
+    void add_tile(int64_t first, int count) {
+        for (int begin = 0; begin < rows_;) {
+            const int keys = seen(begin, first, count);
+            int end = begin + 1;
+            while (end < rows_ && seen(end, first, count) == keys) ++end;
+            if (keys > 0) add_rows(begin, end, keys);
+            begin = end;
+        }
+    }
+
+    void add_rows(int begin, int end, int count) {
+        score_rows(begin, end, count);
+        for (int r = begin; r < end; ++r) alpha_[r] = soften(scores_ + r * kTile, count, max_[r], sum_[r]);
+        sum_rows(begin, end, count);
+    }
+
+    void score_rows(int begin, int end, int count) {
+        for (int j = 0; j < count; j += 4)
+            for_row_groups(begin, end, [&](int r, auto group) {
+                score_tile<decltype(group)::value, 4>(q_ + r * k_pad_, k_pad_, tile_.k + j, k_pad_, source_.scale(),
+                                                      scores_ + r * kTile + j);
+            });
+    }
+
+    template <int C>
+    void sum_panel(int begin, int end, int count, int64_t offset) {
+        for_row_groups(begin, end, [&](int r, auto group) {
+            value_tile<decltype(group)::value, C>(scores_ + r * kTile, tile_.v, count, offset, alpha_ + r,
+                                                  acc_ + r * v_pad_ + offset, v_pad_);
+        });
+    }
+
+    void sum_rows(int begin, int end, int count) {
+        int64_t offset = 0;
+        for (; offset + kPanel * kLanes <= v_pad_; offset += kPanel * kLanes) sum_panel<kPanel>(begin, end, count, offset);
+        for (; offset < v_pad_; offset += kLanes) sum_panel<1>(begin, end, count, offset);
+    }
+
+    const Source& source_;
+    int64_t k_pad_, v_pad_;
+    Block block_{};
+    int64_t first_row_ = 0, longest_ = 0;
+    int rows_ = 0;
+    Tile tile_;
+    float *q_, *scores_, *acc_, *total_, *max_, *sum_, *alpha_, *total_max_, *total_sum_;
+};
+
+// ---- schedule --------------------------------------------------------------------------------------------------------
+
+// How a call is cut into blocks. Nothing here changes a value.
+struct Plan {
+    int64_t* starts;  // first token of each token tile, and the end
+    int64_t tiles = 0;
+    int64_t heads = 0;
+    int64_t group = 0;
+    int64_t block_rows = 0;
+    int64_t longest = 0;
+    int64_t work = 0;  // multiply-adds
+
+    int64_t blocks() const { return tiles * heads; }
+    // Later tokens first: they see more, and a long block that starts last would be waited for.
+    Block block(int64_t index) const {
+        const int64_t tile = tiles - 1 - index / heads;
+        return {starts[tile], starts[tile + 1], index % heads};
+    }
+    int64_t rows(const Block& block) const { return (block.last - block.first) * group; }
+};
+
+template <class Source>
+Plan make_plan(const Source& source, int64_t* starts) {
+    Plan plan{starts};
+    plan.heads = source.heads();
+    plan.group = source.group();
+    const int64_t most = plan.group >= kBlockRows ? 1 : kBlockRows / plan.group;
+    plan.block_rows = most * plan.group;
+    for (int64_t token = 0; token < source.tokens(); ++token) {
+        const int64_t start = plan.tiles == 0 ? 0 : starts[plan.tiles - 1];
+        if (plan.tiles == 0 || token - start == most || !source.share_keys(start, token)) starts[plan.tiles++] = token;
+        plan.longest = source.visible(token) > plan.longest ? source.visible(token) : plan.longest;
+        plan.work += source.visible(token) * plan.heads * plan.group * (source.key_dim() + source.value_dim());
+    }
+    starts[plan.tiles] = source.tokens();
+    return plan;
+}
+
+int64_t chunks_of(int64_t positions) { return (positions + kChunk - 1) / kChunk; }
+
+// Enough blocks for all threads: each thread takes whole blocks and folds chunk after chunk.
+template <class Source>
+void run_whole(const Source& source, const Plan& plan, int threads, float* memory, int64_t thread_floats) {
+    const int64_t width = padded(source.value_dim());
+    run_on(threads, [&](Team& team) {
+        RowWorker<Source> worker(source, memory + team.index * thread_floats, plan.block_rows);
+        for (auto i = static_cast<int64_t>(team.next()); i < plan.blocks(); i = static_cast<int64_t>(team.next())) {
+            const Block block = plan.block(i);
+            worker.begin(block, 0, plan.rows(block));
+            for (int r = 0; r < worker.rows(); ++r) worker.total(r).clear(width);
+            for (int64_t chunk = 0; chunk < chunks_of(worker.longest()); ++chunk) {
+                worker.compute(chunk);
+                for (int r = 0; r < worker.rows(); ++r)
+                    if (worker.sees(r, chunk)) fold(worker.total(r), worker.partial(r), width);
+            }
+            for (int r = 0; r < worker.rows(); ++r) write_row(worker.total(r), source.value_dim(), worker.output(r));
+        }
+    });
+}
+
+// Few blocks: their chunks are computed by all threads, a window of chunks at a time, and then folded in order.
+template <class Source>
+class SplitRun {
+public:
+    SplitRun(const Source& source, const Plan& plan, int threads)
+        : source_(source), plan_(plan), threads_(threads), width_(padded(source.value_dim())), row_floats_(width_ + kLanes) {
+        const int64_t all_rows = plan.blocks() * plan.block_rows;
+        const int64_t chunks = chunks_of(plan.longest);
+        window_ = kPartialFloats / (all_rows * row_floats_);
+        window_ = window_ < 1 ? 1 : window_ > chunks ? chunks : window_;
+        // Short contexts: cut the rows too, so that every thread has work.
+        const int64_t items = plan.blocks() * window_;
+        parts_ = (2 * threads + items - 1) / items;
+        const int64_t most_parts = (plan.block_rows + 5) / 6;
+        parts_ = parts_ < most_parts ? parts_ : most_parts;
+    }
+
+    int64_t floats() const { return plan_.blocks() * plan_.block_rows * row_floats_ * (window_ + 1); }
+
+    void run(float* memory, int64_t thread_floats, float* partials) {
+        partials_ = partials;
+        run_on(threads_, [&](Team& team) {
+            RowWorker<Source> worker(source_, memory + team.index * thread_floats, plan_.block_rows);
+            for (int64_t first = 0; first < chunks_of(plan_.longest); first += window_) {
+                compute_window(team, worker, first);
+                team.barrier();
+                fold_window(team, first);
+                team.barrier();
+            }
+        });
+    }
+
+private:
+    // Slot 0 .. window - 1: chunks of the window; slot `window`: the total so far.
+    Partial stored(int64_t block, int64_t row, int64_t slot) const {
+        float* at = partials_ + ((block * plan_.block_rows + row) * (window_ + 1) + slot) * row_floats_;
+        return {at, at + width_, at + width_ + 1};
+    }
+    int64_t visible(const Block& block, int64_t row) const { return source_.visible(block.first + row / plan_.group); }
+
+    void compute_window(Team& team, RowWorker<Source>& worker, int64_t first) {
+        const int64_t items = plan_.blocks() * window_ * parts_;
+        for (auto i = static_cast<int64_t>(team.next()); i < items; i = static_cast<int64_t>(team.next())) {
+            const int64_t index = i / (window_ * parts_), slot = i / parts_ % window_, part = i % parts_;
+            const Block block = plan_.block(index);
+            const int64_t rows = plan_.rows(block);
+            const int64_t begin = rows * part / parts_, end = rows * (part + 1) / parts_;
+            if (begin == end) continue;
+            worker.begin(block, begin, end);
+            if (worker.longest() <= (first + slot) * kChunk) continue;
+            worker.compute(first + slot);
+            for (int64_t row = begin; row < end; ++row) keep(worker.partial(static_cast<int>(row - begin)), index, row, slot);
+        }
+    }
+
+    void keep(const Partial& from, int64_t block, int64_t row, int64_t slot) const {
+        const Partial to = stored(block, row, slot);
+        std::memcpy(to.acc, from.acc, sizeof(float) * static_cast<size_t>(width_));
+        *to.max = *from.max;
+        *to.sum = *from.sum;
+    }
+
+    void fold_window(Team& team, int64_t first) {
+        const int64_t items = plan_.blocks() * plan_.block_rows;
+        for (auto i = static_cast<int64_t>(team.next()); i < items; i = static_cast<int64_t>(team.next())) {
+            const Block block = plan_.block(i / plan_.block_rows);
+            const int64_t row = i % plan_.block_rows;
+            if (row < plan_.rows(block)) fold_row(block, i / plan_.block_rows, row, first);
+        }
+    }
+
+    void fold_row(const Block& block, int64_t index, int64_t row, int64_t first) const {
+        const Partial total = stored(index, row, window_);
+        const int64_t chunks = chunks_of(visible(block, row));
+        if (first == 0) total.clear(width_);
+        const int64_t last = chunks < first + window_ ? chunks : first + window_;
+        for (int64_t chunk = first; chunk < last; ++chunk) fold(total, stored(index, row, chunk - first), width_);
+        if (first < chunks && chunks <= first + window_)
+            write_row(total, source_.value_dim(),
+                      source_.output(block.first + row / plan_.group, block.head, row % plan_.group));
+    }
+
+    const Source& source_;
+    const Plan& plan_;
+    int threads_;
+    int64_t width_, row_floats_, window_ = 1, parts_ = 1;
+    float* partials_ = nullptr;
+};
+
+template <class Source>
+void run(const Source& source) {
+    if (source.tokens() == 0) return;
+    // Scratch holds the plan's starts, then each thread's memory, then partial results: asked for twice, because the
+    // sizes of the later parts follow from the plan.
+    const auto start_bytes = static_cast<size_t>(source.tokens() + 1) * sizeof(int64_t);
+    const Plan sizes = make_plan(source, static_cast<int64_t*>(scratch(start_bytes)));
+    const int threads = sizes.work < kInlineWork ? 1 : thread_count();
+    SplitRun<Source> split(source, sizes, threads);
+    const bool whole = threads == 1 || sizes.blocks() >= 8 * threads;
+    const int64_t thread_floats = (RowWorker<Source>::floats(source, sizes.block_rows) + 15) / 16 * 16;
+    const int64_t floats = threads * thread_floats + (whole ? 0 : split.floats());
+    auto* memory = static_cast<float*>(scratch(static_cast<size_t>(floats) * sizeof(float) + start_bytes));
+    Plan plan = make_plan(source, reinterpret_cast<int64_t*>(memory + floats));
+    if (whole)
+        run_whole(source, plan, threads, memory, thread_floats);
+    else
+        SplitRun<Source>(source, plan, threads).run(memory, thread_floats, memory + threads * thread_floats);
+}
+
+// ---- entry points ----------------------------------------------------------------------------------------------------
+
+template <template <class> class Source, class Call>
+void run_paged(const Call& call) {
+    if (call.type == CacheType::f32) return run(Source<float>{call});
+    if (call.type == CacheType::f16) return run(Source<F16>{call});
+    run(Source<BF16>{call});
+}
+
+void attention(const AttentionCall& call) { run_paged<GroupedSource>(call); }
+void mla_attention(const MlaCall& call) { run_paged<LatentSource>(call); }
+void mla_prefill(const MlaPrefillCall& call) { run(ExpandedSource{call}); }
+
+template <class T>
+void store_typed(T* cache, const float* values, const int64_t* slots, int64_t rows, int64_t width) {
+    for (int64_t i = 0; i < rows; ++i) convert<false>(values + i * width, width, cache + slots[i] * width);
+}
+
+void store_rows(CacheType type, void* cache, const float* values, const int64_t* slots, int64_t rows, int64_t width) {
+    if (type == CacheType::f32) return store_typed(static_cast<float*>(cache), values, slots, rows, width);
+    if (type == CacheType::f16) return store_typed(static_cast<F16*>(cache), values, slots, rows, width);
+    store_typed(static_cast<BF16*>(cache), values, slots, rows, width);
+}
+
+template <class T>
+void load_typed(const T* cache, float* values, const int64_t* slots, int64_t rows, int64_t width) {
+    constexpr int64_t kRowsPerItem = 64;
+    const int threads = rows * width < kInlineWork ? 1 : thread_count();
+    parallel_for(threads, static_cast<size_t>((rows + kRowsPerItem - 1) / kRowsPerItem), [&](size_t item) {
+        const auto first = static_cast<int64_t>(item) * kRowsPerItem;
+        const int64_t last = first + kRowsPerItem < rows ? first + kRowsPerItem : rows;
+        for (int64_t i = first; i < last; ++i) convert<false>(cache + slots[i] * width, width, values + i * width);
+    });
+}
+
+void load_rows(CacheType type, const void* cache, float* values, const int64_t* slots, int64_t rows, int64_t width) {
+    if (type == CacheType::f32) return load_typed(static_cast<const float*>(cache), values, slots, rows, width);
+    if (type == CacheType::f16) return load_typed(static_cast<const F16*>(cache), values, slots, rows, width);
+    load_typed(static_cast<const BF16*>(cache), values, slots, rows, width);
+}
+
+}  // namespace
+
+AttentionKernels attention_kernels() { return {attention, mla_attention, mla_prefill, store_rows, load_rows}; }
 
 }  // namespace finback::FINBACK_NAMESPACE

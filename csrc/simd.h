@@ -74,6 +74,9 @@ inline F32x8 set1(float x) { return {_mm256_set1_ps(x)}; }
 inline F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline void store(float* p, F32x8 a) { _mm256_storeu_ps(p, a.v); }
 inline F32x8 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+inline void store_f16(uint16_t* p, F32x8 a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
 inline F32x8 load_bf16(const uint16_t* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
@@ -109,6 +112,9 @@ inline F32x8 set1(float x) { return lanewise([&](int) { return x; }); }
 inline F32x8 load(const float* p) { return lanewise([&](int i) { return p[i]; }); }
 inline void store(float* p, F32x8 a) { std::memcpy(p, a.v, sizeof a.v); }
 inline F32x8 load_f16(const uint16_t* p) { return lanewise([&](int i) { return f16_to_float(p[i]); }); }
+inline void store_f16(uint16_t* p, F32x8 a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = float_to_f16(a.v[i]);
+}
 inline F32x8 load_bf16(const uint16_t* p) { return lanewise([&](int i) { return bf16_to_float(p[i]); }); }
 inline F32x8 operator+(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] + b.v[i]; }); }
 inline F32x8 operator-(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] - b.v[i]; }); }
@@ -120,16 +126,37 @@ inline F32x8 fma(F32x8 a, F32x8 b, F32x8 c) { return lanewise([&](int i) { retur
 inline float fma1(float a, float b, float c) { return a * b + c; }
 inline F32x8 round_even(F32x8 a) { return lanewise([&](int i) { return __builtin_rintf(a.v[i]); }); }
 inline F32x8 exp2_int(F32x8 n) {
-    return lanewise([&](int i) { return bits_to_float(static_cast<uint32_t>(static_cast<int>(n.v[i]) + 127) << 23); });
+    return lanewise([&](int i) {
+        const float bounded = n.v[i] >= -126.0f && n.v[i] <= 127.0f ? n.v[i] : 0.0f;  // NaN has no integer
+        return bits_to_float(static_cast<uint32_t>(static_cast<int>(bounded) + 127) << 23);
+    });
 }
 
 #endif
+
+inline void store_bf16(uint16_t* p, F32x8 a) {
+    float x[kLanes];
+    store(x, a);
+    for (int i = 0; i < kLanes; ++i) p[i] = float_to_bf16(x[i]);
+}
 
 // The one order in which eight lanes become one number: pairs four apart, two apart, one apart.
 inline float sum(F32x8 a) {
     float x[kLanes];
     store(x, a);
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+// out[i] = sum(a[i]) for four vectors, with the additions of sum().
+inline void sum4(const F32x8* a, float* out) {
+#if !defined(FINBACK_ISA_scalar)
+    const auto fold = [](F32x8 x) { return _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1)); };
+    const __m128 y0 = fold(a[0]), y1 = fold(a[1]), y2 = fold(a[2]), y3 = fold(a[3]);
+    const __m128 z01 = _mm_add_ps(_mm_movelh_ps(y0, y1), _mm_movehl_ps(y1, y0));
+    const __m128 z23 = _mm_add_ps(_mm_movelh_ps(y2, y3), _mm_movehl_ps(y3, y2));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_shuffle_ps(z01, z23, 0x88), _mm_shuffle_ps(z01, z23, 0xdd)));
+#else
+    for (int i = 0; i < 4; ++i) out[i] = sum(a[i]);
+#endif
 }
 inline float max_lane(F32x8 a) {
     float x[kLanes];
@@ -139,22 +166,29 @@ inline float max_lane(F32x8 a) {
     return m;
 }
 
-// e^x to about 2 ulp for x in [-87.3, 88.3]; clamped outside, so very negative inputs give about 1e-38, not NaN.
+inline F32x8 mul_add(F32x8 a, F32x8 b, F32x8 c) { return a * b + c; }  // rounds twice, the same on every instruction set
+
+// e^x to about 2 ulp for x in [-87.3, 88.3]; clamped outside, so very negative inputs give about 1e-38, not 0. NaN stays
+// NaN: min and max return their second operand when either is one.
 // Cody-Waite reduction by ln 2 and the degree-6 Taylor-minimax polynomial of Cephes' expf.
-inline F32x8 exp(F32x8 x) {
-    x = max(min(x, set1(88.3f)), set1(-87.3f));
+template <F32x8 (*madd)(F32x8, F32x8, F32x8)>
+inline F32x8 exp_with(F32x8 x) {
+    x = max(set1(-87.3f), min(set1(88.3f), x));
     const F32x8 n = round_even(x * set1(1.44269504088896341f));
-    F32x8 r = fma(n, set1(-0.693359375f), x);
-    r = fma(n, set1(2.12194440e-4f), r);
+    F32x8 r = madd(n, set1(-0.693359375f), x);
+    r = madd(n, set1(2.12194440e-4f), r);
     F32x8 p = set1(1.9875691500e-4f);
-    p = fma(p, r, set1(1.3981999507e-3f));
-    p = fma(p, r, set1(8.3334519073e-3f));
-    p = fma(p, r, set1(4.1665795894e-2f));
-    p = fma(p, r, set1(1.6666665459e-1f));
-    p = fma(p, r, set1(5.0000001201e-1f));
-    p = fma(p, r * r, r + set1(1.0f));
+    p = madd(p, r, set1(1.3981999507e-3f));
+    p = madd(p, r, set1(8.3334519073e-3f));
+    p = madd(p, r, set1(4.1665795894e-2f));
+    p = madd(p, r, set1(1.6666665459e-1f));
+    p = madd(p, r, set1(5.0000001201e-1f));
+    p = madd(p, r * r, r + set1(1.0f));
     return p * exp2_int(n);
 }
+inline F32x8 exp(F32x8 x) { return exp_with<fma>(x); }
+// Bit-equal on every instruction set: for choices (routing, sampling) that must not flip between machines.
+inline F32x8 exp_same_everywhere(F32x8 x) { return exp_with<mul_add>(x); }
 inline F32x8 silu(F32x8 x) { return x / (set1(1.0f) + exp(zero() - x)); }
 
 }  // namespace finback::FINBACK_NAMESPACE

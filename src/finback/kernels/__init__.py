@@ -11,8 +11,28 @@ import os
 from finback import _native
 from finback._native import available_isas, isa, select_isa, set_threads, threads
 from finback.errors import ConfigError
+from finback.kernels.attention import attention, load_rows, mla_attention, mla_prefill, store_rows
+from finback.kernels.norm_rope import rms_norm, rope
+from finback.kernels.sample import logprob_of, route, sample, top_logprobs
 
-__all__ = ["available_isas", "isa", "select_isa", "set_threads", "threads"]
+__all__ = [
+    "attention",
+    "available_isas",
+    "isa",
+    "load_rows",
+    "logprob_of",
+    "mla_attention",
+    "mla_prefill",
+    "rms_norm",
+    "rope",
+    "route",
+    "sample",
+    "select_isa",
+    "set_threads",
+    "store_rows",
+    "threads",
+    "top_logprobs",
+]
 
 
 def _apply_environment() -> None:

@@ -1,0 +1,32 @@
+"""NumPy twins of the kernels: the same names and arguments, written to be read, computed in float64 where it matters.
+
+They are the specification that the tests hold the native kernels to, and they are slow.
+"""
+
+from finback.kernels.reference.attention import (
+    attention,
+    load_rows,
+    logprob_of,
+    mla_attention,
+    mla_prefill,
+    rms_norm,
+    rope,
+    route,
+    sample,
+    store_rows,
+    top_logprobs,
+)
+
+__all__ = [
+    "attention",
+    "load_rows",
+    "logprob_of",
+    "mla_attention",
+    "mla_prefill",
+    "rms_norm",
+    "rope",
+    "route",
+    "sample",
+    "store_rows",
+    "top_logprobs",
+]
