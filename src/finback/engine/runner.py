@@ -49,20 +49,28 @@ def _allocate(model: Model, plan: CachePlan) -> list[dict[str, NDArray[Any]]]:
 
 def build_batch(plan: Sequence[Work], *, every_row: bool = False) -> Batch:
     """The arrays of one step."""
-    positions = np.concatenate([np.arange(work.start, work.stop, dtype=np.int32) for work in plan])
-    counts = [work.stop - work.start for work in plan]
-    seq_ids = np.repeat(np.arange(len(plan), dtype=np.int32), counts)
-    tables = _block_tables(plan)
-    blocks = tables[seq_ids, positions // BLOCK_SIZE].astype(np.int64)
-    stops = np.cumsum(counts)
+    # Lists first: for a step of a few tokens they cost less than arithmetic on small arrays.
+    tokens: list[int] = []
+    positions: list[int] = []
+    seq_ids: list[int] = []
+    slots: list[int] = []
+    last_rows: list[int] = []
+    for seq, work in enumerate(plan):
+        span = range(work.start, work.stop)
+        tokens += work.request.tokens[work.start : work.stop]
+        positions += span
+        seq_ids += [seq] * len(span)
+        slots += [work.blocks[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for at in span]
+        if work.completes:
+            last_rows.append(len(tokens) - 1)
     return Batch(
-        tokens=np.array([token for work in plan for token in work.request.tokens[work.start : work.stop]], np.int64),
-        positions=positions,
-        seq_ids=seq_ids,
-        slots=blocks * BLOCK_SIZE + positions % BLOCK_SIZE,
-        block_tables=tables,
+        tokens=np.array(tokens, np.int64),
+        positions=np.array(positions, np.int32),
+        seq_ids=np.array(seq_ids, np.int32),
+        slots=np.array(slots, np.int64),
+        block_tables=_block_tables(plan),
         segments=_segments(plan),
-        logit_rows=np.arange(len(positions)) if every_row else stops[[work.completes for work in plan]] - 1,
+        logit_rows=np.arange(len(tokens)) if every_row else np.array(last_rows, np.int64),
     )
 
 
