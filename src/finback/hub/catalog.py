@@ -110,9 +110,7 @@ def _dense(title: str, parameters: float, kv_bytes_per_token: int, licence: str 
     return Entry("", title, source, "BF16", 2 * count, count, count, kv_bytes_per_token, 131_072, licence)
 
 
-def _experts(
-    title: str, size: float, parameters: float, active: float, kv: int, context: int, licence: str
-) -> Entry:
+def _experts(title: str, size: float, parameters: float, active: float, kv: int, context: int, licence: str) -> Entry:
     """A mixture-of-experts model as published; ``size`` in GB, parameters in billions."""
     published = "BF16" if size > 1.5 * parameters else "FP8"
     total, used = round(parameters * _BILLION), round(active * _BILLION)

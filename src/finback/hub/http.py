@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -123,10 +124,7 @@ class Http:
         self._patience = patience or Patience()
         self._progress = progress
         self._sleep = sleep
-        timeout = httpx2.Timeout(self._patience.read_s, connect=self._patience.connect_s)
-        # Bytes are counted and hashed as stored, so no transfer coding may come between.
-        headers = {"User-Agent": f"finback/{__version__}", "Accept-Encoding": "identity"}
-        self._client = httpx2.Client(timeout=timeout, headers=headers, follow_redirects=False)
+        self._clients: dict[str, httpx2.Client] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +132,8 @@ class Http:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        for client in self._clients.values():
+            client.close()
 
     def get(self, url: str, what: str) -> tuple[bytes, Mapping[str, str]]:
         """A small answer as a whole (body, headers), with retries."""
@@ -238,13 +237,24 @@ class Http:
 
     def _follow(self, url: str, headers: Mapping[str, str], what: str) -> httpx2.Response:
         for _ in range(_MAX_REDIRECTS):
-            request = self._client.build_request("GET", url, headers={**headers, **self._authorization(url)})
-            answer = self._client.send(request, stream=True)
+            client = self._client(urlsplit(url).scheme)
+            request = client.build_request("GET", url, headers={**headers, **self._authorization(url)})
+            answer = client.send(request, stream=True)
             if answer.status_code not in (301, 302, 303, 307, 308):
                 return answer
             answer.close()
             url = _redirected(url, answer.headers.get("location"), what)
         raise DownloadError(f"{what}: more than {_MAX_REDIRECTS} redirects")
+
+    def _client(self, scheme: str) -> httpx2.Client:
+        """One client per scheme: trusted roots take a while to load, and plain HTTP has no use for them."""
+        if scheme not in self._clients:
+            timeout = self._httpx.Timeout(self._patience.read_s, connect=self._patience.connect_s)
+            # Bytes are counted and hashed as stored, so no transfer coding may come between.
+            headers = {"User-Agent": f"finback/{__version__}", "Accept-Encoding": "identity"}
+            verify = True if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self._clients[scheme] = self._httpx.Client(timeout=timeout, headers=headers, verify=verify)
+        return self._clients[scheme]
 
     def _authorization(self, url: str) -> dict[str, str]:
         if self._token and _origin(url) == _origin(self.endpoint):

@@ -134,7 +134,8 @@ def _decode(body: bytes, kind: type[_T], repository: Repository) -> _T:
 
 
 def _is_wanted(node: _Node) -> bool:
-    return node.type == "file" and is_data_file(node.path) and not node.path.startswith(".")
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in node.path.split("/"))
+    return node.type == "file" and is_data_file(node.path) and not hidden
 
 
 def _remote(http: Http, repository: Repository, commit: str, node: _Node) -> RemoteFile:
@@ -244,9 +245,7 @@ def _labels(variants: dict[str, list[RemoteFile]]) -> list[str]:
     """What to offer: formats where they tell the files apart, else file names."""
     formats = [gguf_format(stem) for stem in variants]
     unique = all(formats) and len(set(formats)) == len(formats)
-    return (
-        [label or stem for label, stem in zip(formats, variants, strict=True)] if unique else list(variants)
-    )
+    return [label or stem for label, stem in zip(formats, variants, strict=True)] if unique else list(variants)
 
 
 def _listed(names: Sequence[str], limit: int = 12) -> str:

@@ -30,7 +30,7 @@ def locate(text: str, store: Store) -> Path:
     if model:
         return _existing(model)
     path = Path(text).expanduser()
-    if path.exists() and not catalog.matches(text):
+    if text and path.exists() and not catalog.matches(text):
         return path
     if names.looks_like_path(text) or text.endswith(".gguf"):
         raise UnknownModel(f"{text}: no such file or folder")
@@ -53,17 +53,13 @@ def unknown(text: str, store: Store) -> UnknownModel:
     near = catalog.nearest(text, [model.name for model in store.models()])
     if near:
         return UnknownModel(f"no model is called {text[:200]!r}", hint=f"near it: {', '.join(near)}")
-    return UnknownModel(
-        f"no model is called {text[:200]!r}", hint="`finback list --catalog` shows the known models"
-    )
+    return UnknownModel(f"no model is called {text[:200]!r}", hint="`finback list --catalog` shows the known models")
 
 
 def _existing(model: PulledModel) -> Path:
     if not model.location.exists():
         moved = "its files were moved or deleted"
-        raise UnknownModel(
-            f"{model.name}: {model.location} is gone: {moved}", hint=f"finback rm {model.name}"
-        )
+        raise UnknownModel(f"{model.name}: {model.location} is gone: {moved}", hint=f"finback rm {model.name}")
     return model.location
 
 

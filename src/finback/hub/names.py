@@ -80,8 +80,8 @@ def plain_selection(selection: str | None) -> str | None:
 
 
 def split_stem(path: str) -> str:
-    """``path`` without the ``-00001-of-00003`` of a split GGUF file: equal for all parts of one model."""
-    return SPLIT.sub("", path)
+    """``path`` without the part's number of a split GGUF file: equal for all parts of one model."""
+    return SPLIT.sub(r"-of-\2", path)
 
 
 def split_parts(path: Path) -> list[Path]:

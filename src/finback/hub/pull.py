@@ -48,9 +48,7 @@ def pull(
         if path is not None:
             return _pull_path(path, store, name)
         key, source = _what_is_meant(text, store, selection, revision)
-        with store.lock(
-            key, on_wait=lambda: progress.note(f"another pull of {key} is running; waiting for it")
-        ):
+        with store.lock(key, on_wait=lambda: progress.note(f"another pull of {key} is running; waiting for it")):
             done = store.find(key)
             if done and _is_whole(done, store):
                 return done
@@ -86,7 +84,7 @@ def _local_path(text: str) -> Path | None:
     """``text`` as an existing path; None when it is a name. A known name wins over a file that happens to be
     called so.
     """
-    if catalog.matches(text) or names.names_a_host(text):
+    if not text or catalog.matches(text) or names.names_a_host(text):
         return None
     path = Path(text).expanduser()
     if path.exists():
@@ -142,9 +140,7 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _pull_repository(
-    key: str, source: Repository, store: Store, http: Http, progress: Progress
-) -> PulledModel:
+def _pull_repository(key: str, source: Repository, store: Store, http: Http, progress: Progress) -> PulledModel:
     commit = huggingface.resolve_commit(http, source)
     choice = huggingface.choose(source, huggingface.list_files(http, source, commit))
     if choice.selection and not source.selection:
@@ -154,9 +150,7 @@ def _pull_repository(
     _require_space(store, key, sum(_missing_bytes(folder, file) for file in choice.files))
     progress.begin(key, choice.size_bytes)
     try:
-        files = tuple(
-            _pull_file(file, folder, finished, http, progress) for file in _small_first(choice.files)
-        )
+        files = tuple(_pull_file(file, folder, finished, http, progress) for file in _small_first(choice.files))
     finally:
         progress.end()
     location = folder / choice.entry if choice.entry else folder
@@ -166,9 +160,7 @@ def _pull_repository(
     return model
 
 
-def _pull_file(
-    file: RemoteFile, folder: Path, journal: _Journal, http: Http, progress: Progress
-) -> StoredFile:
+def _pull_file(file: RemoteFile, folder: Path, journal: _Journal, http: Http, progress: Progress) -> StoredFile:
     """One file; skipped if an earlier attempt finished and verified exactly these bytes."""
     target = folder / names.safe_relative(file.path)
     progress.file(file.path)
@@ -255,11 +247,7 @@ def _pull_path(path: Path, store: Store, name: str | None) -> PulledModel:
 def _pull_local_wheel(path: Path, store: Store) -> PulledModel:
     """A catalog model's wheel that was fetched by other means, for machines without a network."""
     sha256 = wheel.digest_of(path)
-    known = [
-        entry
-        for entry in catalog.CATALOG
-        if isinstance(entry.source, Wheel) and entry.source.sha256 == sha256
-    ]
+    known = [entry for entry in catalog.CATALOG if isinstance(entry.source, Wheel) and entry.source.sha256 == sha256]
     if not known:
         raise UnsupportedModel(f"{path.name} is not a wheel that the catalog knows (SHA-256 {sha256})")
     entry, source = known[0], known[0].source
@@ -283,9 +271,7 @@ def _local_files(path: Path) -> tuple[Path, tuple[StoredFile, ...]]:
     ggufs = {names.split_parts(file)[0] for file in path.glob("*.gguf")}
     if len(ggufs) == 1:
         return _local_files(ggufs.pop())
-    found = (
-        "several GGUF models" if ggufs else "no model: neither config.json with *.safetensors nor a GGUF file"
-    )
+    found = "several GGUF models" if ggufs else "no model: neither config.json with *.safetensors nor a GGUF file"
     raise UnsupportedModel(f"{path} holds {found}", hint="name the model's folder or its GGUF file")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from finback.errors import HubError
+from finback.errors import HubError, UnknownModel
 from finback.hub.names import safe_relative
 
 SCHEMA = 1
@@ -75,8 +75,8 @@ class Store:
         self.root = home / "models"
 
     def folder(self, name: str) -> Path:
-        """The folder of ``name``; quoting keeps separators out, so a name is never a path."""
-        return self.root / quote(name, safe="")
+        """The folder of ``name``; quoting keeps separators and dots out, so a name is never a path."""
+        return self.root / _quoted(name)
 
     def files_folder(self, name: str) -> Path:
         return self.folder(name) / "files"
@@ -106,26 +106,24 @@ class Store:
     def remove(self, name: str) -> int:
         """Delete what was pulled under ``name``; the bytes freed. Files of a registered local model stay."""
         folder = self.folder(name)
+        if not folder.is_dir():
+            raise UnknownModel(f"no pulled model is called {name[:200]!r}", hint="`finback list` shows them")
         with self.lock(name, wait=False):
             freed = _disk_use(folder)
             # The manifest goes first: a removal cut short leaves an incomplete model, not a broken one.
             (folder / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=False)
+            shutil.rmtree(folder)
         return freed
 
     @contextmanager
-    def lock(
-        self, name: str, *, wait: bool = True, on_wait: Callable[[], None] | None = None
-    ) -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold the folder of ``name`` alone. The kernel drops the lock if the process dies."""
         locks = self.root / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with open(locks / quote(name, safe=""), "w") as handle:
+        with open(locks / _quoted(name), "w") as handle:
             if not _try_lock(handle.fileno()):
                 if not wait:
-                    raise HubError(
-                        f"{name} is in use by another finback pull", hint="wait for it to end, or stop it"
-                    )
+                    raise HubError(f"{name} is in use by another finback pull", hint="wait for it to end, or stop it")
                 if on_wait:
                     on_wait()
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -168,9 +166,9 @@ def _read_manifest(folder: Path) -> PulledModel | None:
         model = PulledModel(
             raw["name"], raw["source"], raw["revision"], raw["pulled_at"], location, files, raw["linked"]
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UnknownModel):
         return None
-    return model if quote(model.name, safe="") == folder.name else None
+    return model if _quoted(model.name) == folder.name else None
 
 
 def _location(folder: Path, text: str, *, linked: bool) -> Path:
@@ -186,6 +184,12 @@ def _relative(path: Path, base: Path) -> str:
 
 def _disk_use(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _quoted(name: str) -> str:
+    """``name`` as one visible path component, a different one for every name."""
+    text = quote(name, safe="") or "%"
+    return "%2E" + text[1:] if text.startswith(".") else text
 
 
 def _try_lock(descriptor: int) -> bool:

