@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ SMALLEST_KEY_BYTES = 8 + 1 + 4 + 1  # length, one character, type, value
 SMALLEST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, one character, dimensions, one size, type, offset
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+_LENGTH = struct.Struct("<Q")
 _SCALARS: Mapping[int, np.dtype[Any]] = MappingProxyType(
     {
         kind: np.dtype(code)
@@ -167,27 +169,26 @@ class _Cursor:
             raise MalformedFile(f"{self.path}: {what} is not UTF-8") from None
 
     def strings(self, what: str) -> list[str]:
-        """An array of strings: the one loop that is long, so it keeps everything in locals."""
+        """An array of strings: the one loop that is long, so it keeps everything in locals and decodes afterwards."""
         count = self.count(f"strings in {what}", self.strings_left, 8)
         self.strings_left -= count
         buffer, at, end = self.buffer, self.at, len(self.buffer)
-        found: list[str] = []
-        try:
-            for _ in range(count):
-                start = at + 8
-                if start > end:
-                    self.extend(start, what)
-                    buffer, end = self.buffer, len(self.buffer)
-                stop = start + int.from_bytes(buffer[at:start], "little")
-                if stop > end:
-                    self.extend(stop, what)
-                    buffer, end = self.buffer, len(self.buffer)
-                found.append(buffer[start:stop].decode("utf-8"))
-                at = stop
-        except UnicodeDecodeError:
-            raise MalformedFile(f"{self.path}: string {len(found)} of {what} is not UTF-8") from None
+        found: list[bytes] = []
+        for _ in range(count):
+            start = at + 8
+            if start > end:
+                self.extend(start, what)
+                buffer, end = self.buffer, len(self.buffer)
+            at = start + _LENGTH.unpack_from(buffer, at)[0]
+            if at > end:
+                self.extend(at, what)
+                buffer, end = self.buffer, len(self.buffer)
+            found.append(buffer[start:at])
         self.at = at
-        return found
+        try:
+            return [data.decode("utf-8") for data in found]
+        except UnicodeDecodeError:
+            raise MalformedFile(f"{self.path}: a string in {what} is not UTF-8") from None
 
     def digest(self) -> bytes:
         """SHA-256 of the header's bytes."""
