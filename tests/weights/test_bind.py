@@ -295,16 +295,16 @@ def test_formats_that_no_kernel_multiplies(tmp_path: Path, dtype: Any) -> None:
 # ---- FP8
 
 
-def fp8_folder(tmp_path: Path, *, block: tuple[int, int], scales: Any, rows: int = 64, cols: int = 64) -> Path:
-    """A llama whose o_proj is FP8 with the given scales."""
+def fp8_folder(folder: Path, *, block: tuple[int, int], scales: Any, codes: Any = None) -> Path:
+    """A llama whose first o_proj is FP8, [64, 64], with the given scales and codes (zeros)."""
     name = "model.layers.0.self_attn.o_proj.weight"
     config = tiny_config("llama")
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": list(block)}
-    codes = np.zeros((rows, cols), np.uint8)
-    tensors = {**tiny_tensors(config), name: Raw("F8_E4M3", (rows, cols), codes.tobytes())}
+    data = bytes(64 * 64) if codes is None else codes.tobytes()
+    tensors = {**tiny_tensors(config), name: Raw("F8_E4M3", (64, 64), data)}
     if scales is not None:
         tensors[name.replace(".weight", ".weight_scale_inv")] = scales
-    return write_safetensors_folder(tmp_path, config, tensors)
+    return write_safetensors_folder(folder, config, tensors)
 
 
 @pytest.mark.parametrize(
