@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finback.errors import FinbackError, MalformedFile, ShapeMismatch, UnsupportedModel
 from finback.weights.checkpoint import open_checkpoint
 from finback.weights.config import ModelConfig, RopeConfig
-from tests.weights.tiny import FAMILIES, tiny_config, tiny_tensors, write_tiny_folder, write_tiny_gguf
+from tests.weights.tiny import FAMILIES, gguf_metadata, tiny_config, tiny_tensors, write_tiny_folder, write_tiny_gguf
 from tests.weights.writers import write_gguf
 
 # Public geometry of released models: config.json as published, and the sizes their makers state.
@@ -51,6 +53,7 @@ class Given:
     def __init__(self, hf_config: dict[str, Any]) -> None:
         self.kind = "safetensors"
         self.hf_config = hf_config
+        self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, Any] = {}
 
 
@@ -310,3 +313,51 @@ def test_parameter_count_is_that_of_the_tensors(family: str) -> None:
     values = tiny_config(family)
     expected = sum(tensor.size for tensor in tiny_tensors(values).values())
     assert read(values).parameters.total == expected
+
+
+def check_read_or_refused(checkpoint: Given) -> None:
+    try:
+        config = ModelConfig.from_checkpoint(checkpoint)  # type: ignore[arg-type]
+    except FinbackError as error:
+        message = str(error)
+    else:
+        message = f"{config.parameters.total} parameters"
+    assert 0 < len(message) < 400
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["yarn", "fp8", 1, 0]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(V3["rope_scaling"])), inner),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([V3, V2_LITE, tiny_config("llama"), tiny_config("qwen2"), tiny_config("qwen3")]), st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_value_anywhere_is_read_or_refused(base: dict[str, Any], data: st.DataObject) -> None:
+    keys = data.draw(st.lists(st.sampled_from([*base, "rope_parameters", "layer_types"]), min_size=1, max_size=3))
+    values = {**base, **{key: data.draw(JUNK) for key in keys}}
+    check_read_or_refused(Given(values))
+
+
+GGUF_JUNK = (
+    st.booleans() | st.integers(0, 1 << 64) | st.floats() | st.text(max_size=8)
+    | st.lists(st.integers(0, 300), max_size=4).map(lambda items: np.array(items, np.int64))
+    | st.lists(st.text(max_size=3), max_size=3)
+)  # fmt: skip
+
+
+@given(st.sampled_from(FAMILIES), st.data())
+@settings(max_examples=100, deadline=None)
+def test_any_metadata_is_read_or_refused(family: str, data: st.DataObject) -> None:
+    metadata = {**gguf_metadata(tiny_config(family)), "tokenizer.ggml.eos_token_id": 1}
+    for key in data.draw(st.lists(st.sampled_from(sorted(metadata)), min_size=1, max_size=3)):
+        metadata[key] = data.draw(GGUF_JUNK)
+    given_ = Given({})
+    given_.kind, given_.metadata = "gguf", metadata
+    check_read_or_refused(given_)
