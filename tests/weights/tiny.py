@@ -320,12 +320,19 @@ def write_tiny_gguf(
     whose rows do not fit the format becomes F16, as converters do with the next best. ``old_mla`` writes
     attn_kv_b in one piece.
     """
+    metadata, tensors = tiny_gguf(family, seed=seed, format=format, old_mla=old_mla, **overrides)
+    return write_gguf(path, metadata, tensors)
+
+
+def tiny_gguf(
+    family: str, *, seed: int = 0, format: str = "F32", old_mla: bool = False, **overrides: Any
+) -> tuple[dict[str, Any], dict[str, Floats | Raw]]:
+    """The metadata and tensors of write_tiny_gguf."""
     config = tiny_config(family, **overrides)
     converted = gguf_tensors(config, tiny_tensors(config, seed=seed), old_mla=old_mla)
     rng = np.random.default_rng(seed)
     tensors = {name: _in_format(name, values, format, rng) for name, values in converted.items()}
-    metadata = {**gguf_metadata(config, old_mla=old_mla), **tokenizer_metadata()}
-    return write_gguf(path, metadata, tensors)
+    return {**gguf_metadata(config, old_mla=old_mla), **tokenizer_metadata()}, tensors
 
 
 def _in_format(name: str, values: Floats, format: str, rng: np.random.Generator) -> Floats | Raw:
