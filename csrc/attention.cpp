@@ -1,9 +1,9 @@
 // Attention over cached and over expanded keys, one algorithm for all three faces.
 //
-// A row is one query head of one token. Its softmax is computed online over tiles of kTile positions counted from position
-// 0; tiles are gathered into partial results of kChunk positions, and these are folded together in ascending order. Where a
-// row's cuts lie and in which order its additions run depends on its own position alone (rule R1): how rows are grouped
-// into blocks, which thread takes which chunk, and where the cache keeps a position are free choices.
+// A row is one query head of one token. Its softmax is computed online over tiles of kTile positions counted from
+// position 0; tiles are gathered into partial results of kChunk positions, and these are folded together in ascending
+// order. Where a row's cuts lie and in which order its additions run depends on its own position alone (rule R1): how
+// rows are grouped into blocks, which thread takes which chunk, and where the cache keeps a position are free choices.
 //
 // Rows that share keys are computed together: a tile of keys is widened to float32 once and then meets all rows of the
 // block in register tiles of 3 rows x 4 keys (scores) and 3 rows x 4 vectors (weighted sum of values).
@@ -16,11 +16,11 @@
 namespace finback::FINBACK_NAMESPACE {
 namespace {
 
-constexpr int kTile = 64;         // positions per step of the online softmax
-constexpr int kChunk = 256;       // positions per partial result
-constexpr int kBlockRows = 96;    // rows that share one widened tile; enough to make the widening cheap
-constexpr int kPanel = 4;         // vectors of a value row that are summed in registers at once
-constexpr int64_t kInlineWork = 200'000;         // multiply-adds below which a second thread costs more than it saves
+constexpr int kTile = 64;                 // positions per step of the online softmax
+constexpr int kChunk = 256;               // positions per partial result
+constexpr int kBlockRows = 96;            // rows that share one widened tile; enough to make the widening cheap
+constexpr int kPanel = 4;                 // vectors of a value row that are summed in registers at once
+constexpr int64_t kInlineWork = 200'000;  // multiply-adds below which a second thread costs more than it saves
 constexpr int64_t kPartialFloats = int64_t{4} << 20;  // bound on partial results that wait to be folded
 const float kMinusInfinity = -__builtin_inff();
 
@@ -68,7 +68,8 @@ inline float exp1(float x) {
     return lanes[0];
 }
 
-// ---- sources: where queries, keys and values come from ---------------------------------------------------------------
+// ---- sources: where queries, keys and values come from
+// ---------------------------------------------------------------
 
 // One tile of keys and values as float32 rows; the arrays behind the pointers are the worker's own or the caller's.
 struct Tile {
@@ -197,7 +198,8 @@ struct ExpandedSource {
     }
 };
 
-// ---- register tiles --------------------------------------------------------------------------------------------------
+// ---- register tiles
+// --------------------------------------------------------------------------------------------------
 
 template <int n>
 struct Number {
@@ -213,9 +215,11 @@ void for_row_groups(int begin, int end, Body body) {
     if (row < end) body(row, Number<1>{});
 }
 
-// scores[r][j] = scale * (q[r] . keys[j]) for R rows and C keys; each product is summed in eight lanes over ascending d.
+// scores[r][j] = scale * (q[r] . keys[j]) for R rows and C keys; each product is summed in eight lanes over ascending
+// d.
 template <int R, int C>
-inline void score_tile(const float* q, int64_t q_stride, const float* const* keys, int64_t dim, float scale, float* scores) {
+inline void score_tile(const float* q, int64_t q_stride, const float* const* keys, int64_t dim, float scale,
+                       float* scores) {
     F32x8 acc[R][C];
 #pragma GCC unroll 3
     for (int r = 0; r < R; ++r)
@@ -313,7 +317,8 @@ void write_row(const Partial& total, int64_t value_dim, float* out) {
     for (int64_t i = 0; i < value_dim; ++i) out[i] = total.acc[i] * inverse;
 }
 
-// ---- blocks of rows --------------------------------------------------------------------------------------------------
+// ---- blocks of rows
+// --------------------------------------------------------------------------------------------------
 
 // Tokens [first, last) that share keys, and one head: their rows are first * group .. last * group - 1 of that head.
 struct Block {
@@ -422,7 +427,8 @@ private:
 
     void sum_rows(int begin, int end, int count) {
         int64_t offset = 0;
-        for (; offset + kPanel * kLanes <= v_pad_; offset += kPanel * kLanes) sum_panel<kPanel>(begin, end, count, offset);
+        for (; offset + kPanel * kLanes <= v_pad_; offset += kPanel * kLanes)
+            sum_panel<kPanel>(begin, end, count, offset);
         for (; offset < v_pad_; offset += kLanes) sum_panel<1>(begin, end, count, offset);
     }
 
@@ -435,7 +441,8 @@ private:
     float *q_, *scores_, *acc_, *total_, *max_, *sum_, *alpha_, *total_max_, *total_sum_;
 };
 
-// ---- schedule --------------------------------------------------------------------------------------------------------
+// ---- schedule
+// --------------------------------------------------------------------------------------------------------
 
 // How a call is cut into blocks. Nothing here changes a value.
 struct Plan {
@@ -500,7 +507,11 @@ template <class Source>
 class SplitRun {
 public:
     SplitRun(const Source& source, const Plan& plan, int threads)
-        : source_(source), plan_(plan), threads_(threads), width_(padded(source.value_dim())), row_floats_(width_ + kLanes) {
+        : source_(source),
+          plan_(plan),
+          threads_(threads),
+          width_(padded(source.value_dim())),
+          row_floats_(width_ + kLanes) {
         const int64_t all_rows = plan.blocks() * plan.block_rows;
         const int64_t chunks = chunks_of(plan.longest);
         window_ = kPartialFloats / (all_rows * row_floats_);
@@ -546,7 +557,8 @@ private:
             worker.begin(block, begin, end);
             if (worker.longest() <= (first + slot) * kChunk) continue;
             worker.compute(first + slot);
-            for (int64_t row = begin; row < end; ++row) keep(worker.partial(static_cast<int>(row - begin)), index, row, slot);
+            for (int64_t row = begin; row < end; ++row)
+                keep(worker.partial(static_cast<int>(row - begin)), index, row, slot);
         }
     }
 
@@ -604,7 +616,8 @@ void run(const Source& source) {
         SplitRun<Source>(source, plan, threads).run(memory, thread_floats, memory + threads * thread_floats);
 }
 
-// ---- entry points ----------------------------------------------------------------------------------------------------
+// ---- entry points
+// ----------------------------------------------------------------------------------------------------
 
 template <template <class> class Source, class Call>
 void run_paged(const Call& call) {

@@ -1,5 +1,5 @@
-// Entry points of attention.cpp, one set per instruction set. Arguments have been checked by the caller: every position,
-// sequence, block and slot that a call can reach lies inside its array.
+// Entry points of attention.cpp, one set per instruction set. Arguments have been checked by the caller: every
+// position, sequence, block and slot that a call can reach lies inside its array.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@ namespace finback {
 // Element types of a KV cache.
 enum class CacheType { f32, f16, bf16 };
 
-// Where each token's context lies: token i sees positions 0 .. positions[i] of sequence seq_ids[i]; position p of sequence
-// s is row p % block_size of block block_tables[s * max_blocks + p / block_size].
+// Where each token's context lies: token i sees positions 0 .. positions[i] of sequence seq_ids[i]; position p of
+// sequence s is row p % block_size of block block_tables[s * max_blocks + p / block_size].
 struct Paging {
     const int32_t* block_tables;
     const int32_t* seq_ids;
@@ -59,12 +59,14 @@ struct AttentionKernels {
     void (*mla_attention)(const MlaCall&);
     void (*mla_prefill)(const MlaPrefillCall&);
     // Rows of `width` elements between float32 arrays and the slots of a cache.
-    void (*store_rows)(CacheType type, void* cache, const float* values, const int64_t* slots, int64_t rows, int64_t width);
-    void (*load_rows)(CacheType type, const void* cache, float* values, const int64_t* slots, int64_t rows, int64_t width);
+    void (*store_rows)(CacheType type, void* cache, const float* values, const int64_t* slots, int64_t rows,
+                       int64_t width);
+    void (*load_rows)(CacheType type, const void* cache, float* values, const int64_t* slots, int64_t rows,
+                      int64_t width);
 };
 
-#define FINBACK_DECLARE(isa) \
-    namespace isa {          \
+#define FINBACK_DECLARE(isa)              \
+    namespace isa {                       \
     AttentionKernels attention_kernels(); \
     }
 FINBACK_FOR_EACH_ISA(FINBACK_DECLARE)

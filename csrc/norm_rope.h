@@ -22,8 +22,8 @@ struct NormRopeKernels {
     void (*rope)(const RopeCall&);
 };
 
-#define FINBACK_DECLARE(isa) \
-    namespace isa {          \
+#define FINBACK_DECLARE(isa)             \
+    namespace isa {                      \
     NormRopeKernels norm_rope_kernels(); \
     }
 FINBACK_FOR_EACH_ISA(FINBACK_DECLARE)

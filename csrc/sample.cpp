@@ -4,8 +4,8 @@
 // logits lead to equal choices on every machine.
 //
 // Sampling never sorts the vocabulary. One pass counts tokens and their weights in buckets of 1/16 of a logit below the
-// largest; top-k, top-p, min-p and the draw itself are then positions in the descending order, each found by walking the
-// bucket totals and sorting the one bucket that it falls into.
+// largest; top-k, top-p, min-p and the draw itself are then positions in the descending order, each found by walking
+// the bucket totals and sorting the one bucket that it falls into.
 #include "sample.h"
 
 #include "scratch.h"
@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kBuckets = 1024;
 constexpr float kBucketsPerLogit = 16.0f;
-constexpr uint16_t kNoBucket = 0xffff;  // weight 0: never chosen
+constexpr uint16_t kNoBucket = 0xffff;     // weight 0: never chosen
 constexpr float kLargestDistance = 87.0f;  // e^-87 is the smallest weight that counts
 const float kMinusInfinity = -__builtin_inff();
 
@@ -44,15 +44,14 @@ int64_t argmax(const float* logits, int64_t n) {
     return i;
 }
 
-// ---- descending order --------------------------------------------------------------------------------------------------
+// ---- descending order
+// --------------------------------------------------------------------------------------------------
 
 // Heaps of indices whose root comes last in the descending order of their values (smaller index first among equals).
 struct Descending {
     const float* values;
 
-    bool before(int32_t a, int32_t b) const {
-        return values[a] > values[b] || (values[a] == values[b] && a < b);
-    }
+    bool before(int32_t a, int32_t b) const { return values[a] > values[b] || (values[a] == values[b] && a < b); }
     void sift_down(int32_t* heap, int64_t at, int64_t n) const {
         const int32_t moving = heap[at];
         for (int64_t child = 2 * at + 1; child < n; child = 2 * at + 1) {
@@ -101,7 +100,8 @@ void top_indices(const float* logits, int64_t n, int64_t k, int32_t* ids) {
     order.sort_heap(ids, k);
 }
 
-// ---- sampling ----------------------------------------------------------------------------------------------------------
+// ---- sampling
+// ----------------------------------------------------------------------------------------------------------
 
 // Weight of a logit relative to the largest one's, which is 1.
 inline F32x8 weights_of(F32x8 logits, float largest, float temperature) {
@@ -253,7 +253,8 @@ bool log_sum_exp(const float* logits, int64_t n, float* largest, double* log_sum
     return true;
 }
 
-// ---- routing -----------------------------------------------------------------------------------------------------------
+// ---- routing
+// -----------------------------------------------------------------------------------------------------------
 
 // One token's scores while its experts are chosen.
 struct Router {
@@ -265,7 +266,10 @@ struct Router {
     static int64_t floats(const RouteCall& call) { return 2 * (call.experts + kLanes) + call.groups; }
 
     Router(const RouteCall& route, float* memory)
-        : call(route), scores(memory), choice(memory + route.experts + kLanes), ranking(choice + route.experts + kLanes) {}
+        : call(route),
+          scores(memory),
+          choice(memory + route.experts + kLanes),
+          ranking(choice + route.experts + kLanes) {}
 
     void route(int64_t token) const {
         score(call.logits + token * call.experts);

@@ -44,8 +44,8 @@ struct SampleKernels {
     void (*route)(const RouteCall&);
 };
 
-#define FINBACK_DECLARE(isa) \
-    namespace isa {          \
+#define FINBACK_DECLARE(isa)        \
+    namespace isa {                 \
     SampleKernels sample_kernels(); \
     }
 FINBACK_FOR_EACH_ISA(FINBACK_DECLARE)

@@ -73,7 +73,9 @@ inline F32x8 zero() { return {_mm256_setzero_ps()}; }
 inline F32x8 set1(float x) { return {_mm256_set1_ps(x)}; }
 inline F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
 inline void store(float* p, F32x8 a) { _mm256_storeu_ps(p, a.v); }
-inline F32x8 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+inline F32x8 load_f16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
 inline void store_f16(uint16_t* p, F32x8 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -88,7 +90,9 @@ inline F32x8 operator/(F32x8 a, F32x8 b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F32x8 max(F32x8 a, F32x8 b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline F32x8 min(F32x8 a, F32x8 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F32x8 fma(F32x8 a, F32x8 b, F32x8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-inline float fma1(float a, float b, float c) { return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c))); }
+inline float fma1(float a, float b, float c) {
+    return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+}
 inline F32x8 round_even(F32x8 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // 2^n for integral n in [-126, 127].
 inline F32x8 exp2_int(F32x8 n) {
@@ -108,23 +112,47 @@ inline F32x8 lanewise(F f) {
     return r;
 }
 inline F32x8 zero() { return F32x8{}; }
-inline F32x8 set1(float x) { return lanewise([&](int) { return x; }); }
-inline F32x8 load(const float* p) { return lanewise([&](int i) { return p[i]; }); }
+inline F32x8 set1(float x) {
+    return lanewise([&](int) { return x; });
+}
+inline F32x8 load(const float* p) {
+    return lanewise([&](int i) { return p[i]; });
+}
 inline void store(float* p, F32x8 a) { std::memcpy(p, a.v, sizeof a.v); }
-inline F32x8 load_f16(const uint16_t* p) { return lanewise([&](int i) { return f16_to_float(p[i]); }); }
+inline F32x8 load_f16(const uint16_t* p) {
+    return lanewise([&](int i) { return f16_to_float(p[i]); });
+}
 inline void store_f16(uint16_t* p, F32x8 a) {
     for (int i = 0; i < kLanes; ++i) p[i] = float_to_f16(a.v[i]);
 }
-inline F32x8 load_bf16(const uint16_t* p) { return lanewise([&](int i) { return bf16_to_float(p[i]); }); }
-inline F32x8 operator+(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] + b.v[i]; }); }
-inline F32x8 operator-(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] - b.v[i]; }); }
-inline F32x8 operator*(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] * b.v[i]; }); }
-inline F32x8 operator/(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] / b.v[i]; }); }
-inline F32x8 max(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-inline F32x8 min(F32x8 a, F32x8 b) { return lanewise([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
-inline F32x8 fma(F32x8 a, F32x8 b, F32x8 c) { return lanewise([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
+inline F32x8 load_bf16(const uint16_t* p) {
+    return lanewise([&](int i) { return bf16_to_float(p[i]); });
+}
+inline F32x8 operator+(F32x8 a, F32x8 b) {
+    return lanewise([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline F32x8 operator-(F32x8 a, F32x8 b) {
+    return lanewise([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline F32x8 operator*(F32x8 a, F32x8 b) {
+    return lanewise([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline F32x8 operator/(F32x8 a, F32x8 b) {
+    return lanewise([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline F32x8 max(F32x8 a, F32x8 b) {
+    return lanewise([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline F32x8 min(F32x8 a, F32x8 b) {
+    return lanewise([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline F32x8 fma(F32x8 a, F32x8 b, F32x8 c) {
+    return lanewise([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
 inline float fma1(float a, float b, float c) { return a * b + c; }
-inline F32x8 round_even(F32x8 a) { return lanewise([&](int i) { return __builtin_rintf(a.v[i]); }); }
+inline F32x8 round_even(F32x8 a) {
+    return lanewise([&](int i) { return __builtin_rintf(a.v[i]); });
+}
 inline F32x8 exp2_int(F32x8 n) {
     return lanewise([&](int i) {
         const float bounded = n.v[i] >= -126.0f && n.v[i] <= 127.0f ? n.v[i] : 0.0f;  // NaN has no integer
@@ -166,11 +194,13 @@ inline float max_lane(F32x8 a) {
     return m;
 }
 
-inline F32x8 mul_add(F32x8 a, F32x8 b, F32x8 c) { return a * b + c; }  // rounds twice, the same on every instruction set
+inline F32x8 mul_add(F32x8 a, F32x8 b, F32x8 c) {
+    return a * b + c;
+}  // rounds twice, the same on every instruction set
 
-// e^x to about 2 ulp for x in [-87.3, 88.3]; clamped outside, so very negative inputs give about 1e-38, not 0. NaN stays
-// NaN: min and max return their second operand when either is one.
-// Cody-Waite reduction by ln 2 and the degree-6 Taylor-minimax polynomial of Cephes' expf.
+// e^x to about 2 ulp for x in [-87.3, 88.3]; clamped outside, so very negative inputs give about 1e-38, not 0. NaN
+// stays NaN: min and max return their second operand when either is one. Cody-Waite reduction by ln 2 and the degree-6
+// Taylor-minimax polynomial of Cephes' expf.
 template <F32x8 (*madd)(F32x8, F32x8, F32x8)>
 inline F32x8 exp_with(F32x8 x) {
     x = max(set1(-87.3f), min(set1(88.3f), x));

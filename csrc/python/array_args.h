@@ -32,12 +32,14 @@ std::string describe(const A& array) {
 
 inline std::string describe(std::initializer_list<int64_t> shape) {
     std::string text = "[";
-    for (const int64_t n : shape) text += (text.size() > 1 ? ", " : "") + (n == kAny ? std::string("n") : std::to_string(n));
+    for (const int64_t n : shape)
+        text += (text.size() > 1 ? ", " : "") + (n == kAny ? std::string("n") : std::to_string(n));
     return text + ']';
 }
 
 template <class A>
 bool is_contiguous(const A& array) {
+    if (array.size() == 0) return true;
     int64_t step = 1;
     for (size_t i = array.ndim(); i-- > 0; step *= static_cast<int64_t>(array.shape(i)))
         if (array.shape(i) > 1 && array.stride(i) != step) return false;
@@ -56,8 +58,8 @@ bool has_shape(const A& array, std::initializer_list<int64_t> shape) {
 // The array's elements, if it is a C-contiguous array of T in memory with this shape (kAny: any length on that axis).
 template <class T, class A>
 auto elements(const char* operation, const char* name, const A& array, std::initializer_list<int64_t> shape) {
-    require(array.dtype() == nb::dtype<T>() && has_shape(array, shape), operation, name, " must be ", type_name<T>(), ' ',
-            describe(shape), ", not ", describe(array));
+    require(array.dtype() == nb::dtype<T>() && has_shape(array, shape), operation, name, " must be ", type_name<T>(),
+            ' ', describe(shape), ", not ", describe(array));
     require(is_contiguous(array) && array.device_type() == nb::device::cpu::value, operation, name,
             " must be C-contiguous in the processor's memory");
     return static_cast<std::conditional_t<std::is_same_v<A, InputArray>, const T, T>*>(array.data());

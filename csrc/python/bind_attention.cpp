@@ -9,7 +9,8 @@
 namespace finback {
 namespace {
 
-// ---- what the faces share ----------------------------------------------------------------------------------------------
+// ---- what the faces share
+// ----------------------------------------------------------------------------------------------
 
 struct Cache {
     const void* data;
@@ -62,7 +63,8 @@ Paging paging_of(const char* operation, const Cache& cache, int64_t tokens, cons
     std::vector<int64_t> last(static_cast<size_t>(sequences), -1);
     for (int64_t i = 0; i < tokens; ++i) {
         const int64_t s = paging.seq_ids[i], p = paging.positions[i];
-        require(s >= 0 && s < sequences, operation, "seq_ids[", i, "] is ", s, ", but there are ", sequences, " sequences");
+        require(s >= 0 && s < sequences, operation, "seq_ids[", i, "] is ", s, ", but there are ", sequences,
+                " sequences");
         require(p >= 0 && p / cache.block_size < max_blocks, operation, "positions[", i, "] is ", p,
                 ", but block_tables reach to ", max_blocks, " blocks of ", cache.block_size);
         last[static_cast<size_t>(s)] = std::max(last[static_cast<size_t>(s)], p);
@@ -77,10 +79,12 @@ void without_gil(F&& body) {
     body();
 }
 
-// ---- attention -----------------------------------------------------------------------------------------------------------
+// ---- attention
+// -----------------------------------------------------------------------------------------------------------
 
 nb::object attention(const InputArray& q, const InputArray& k_cache, const InputArray& v_cache,
-                     const InputArray& block_tables, const InputArray& seq_ids, const InputArray& positions, float scale) {
+                     const InputArray& block_tables, const InputArray& seq_ids, const InputArray& positions,
+                     float scale) {
     constexpr const char* op = "attention";
     require_rank(op, "q", q, 3);
     require_rank(op, "k_cache", k_cache, 4);
@@ -88,11 +92,11 @@ nb::object attention(const InputArray& q, const InputArray& k_cache, const Input
     const Cache k = cache_of(op, "k_cache", k_cache), v = cache_of(op, "v_cache", v_cache);
     const int64_t n = length(q, 0), heads = length(q, 1), kv_heads = length(k_cache, 2), key_dim = length(k_cache, 3);
     const int64_t value_dim = length(v_cache, 3);
-    require(k.type == v.type && v.blocks == k.blocks && v.block_size == k.block_size && length(v_cache, 2) == kv_heads, op,
-            "v_cache must match k_cache in type, blocks, block size and heads: ", describe(v_cache), " against ",
+    require(k.type == v.type && v.blocks == k.blocks && v.block_size == k.block_size && length(v_cache, 2) == kv_heads,
+            op, "v_cache must match k_cache in type, blocks, block size and heads: ", describe(v_cache), " against ",
             describe(k_cache));
-    require(kv_heads > 0 && heads > 0 && heads % kv_heads == 0, op, "q's heads must be a multiple of k_cache's: ", heads,
-            " against ", kv_heads);
+    require(kv_heads > 0 && heads > 0 && heads % kv_heads == 0, op,
+            "q's heads must be a multiple of k_cache's: ", heads, " against ", kv_heads);
     require(key_dim > 0 && value_dim > 0, op, "k_cache and v_cache must have a last axis above 0");
     AttentionCall call{};
     call.q = elements<float>(op, "q", q, {n, heads, key_dim});
@@ -163,8 +167,8 @@ nb::object mla_prefill(const InputArray& q, const InputArray& k_nope, const Inpu
     call.k_rope = elements<float>(op, "k_rope", k_rope, {context, call.rope});
     call.v = elements<float>(op, "v", v, {context, call.heads, call.value_dim});
     require(first_position >= 0 && first_position <= context && call.tokens <= context - first_position, op,
-            "queries at positions ", first_position, " to ", first_position, " + ", call.tokens, " need as many keys, not ",
-            context);
+            "queries at positions ", first_position, " to ", first_position, " + ", call.tokens,
+            " need as many keys, not ", context);
     call.first_position = first_position;
     call.scale = scale;
     Output<> out({call.tokens, call.heads, call.value_dim});
@@ -173,13 +177,15 @@ nb::object mla_prefill(const InputArray& q, const InputArray& k_nope, const Inpu
     return out.array;
 }
 
-// ---- rows of a cache -----------------------------------------------------------------------------------------------------
+// ---- rows of a cache
+// -----------------------------------------------------------------------------------------------------
 
 const int64_t* slots_of(const char* operation, const Cache& cache, const InputArray& slots, int64_t rows) {
     const int64_t* at = elements<int64_t>(operation, "slots", slots, {rows});
     const int64_t capacity = cache.blocks * cache.block_size;
     for (int64_t i = 0; i < rows; ++i)
-        require(at[i] >= 0 && at[i] < capacity, operation, "slots[", i, "] is ", at[i], ", but the cache has ", capacity);
+        require(at[i] >= 0 && at[i] < capacity, operation, "slots[", i, "] is ", at[i], ", but the cache has ",
+                capacity);
     return at;
 }
 
@@ -209,7 +215,8 @@ nb::object load_rows(const InputArray& cache, const InputArray& slots) {
     return out.array;
 }
 
-// ---- norms and rotations -------------------------------------------------------------------------------------------------
+// ---- norms and rotations
+// -------------------------------------------------------------------------------------------------
 
 nb::object rms_norm(const InputArray& x, const InputArray& weight, float eps) {
     constexpr const char* op = "rms_norm";
@@ -239,23 +246,24 @@ void rope(const InOutArray& x, const InputArray& cos, const InputArray& sin, boo
     call.x = elements<float>(op, "x", x, {kAny, kAny, kAny});
     call.cos = elements<float>(op, "cos", cos, {call.tokens, call.pairs});
     call.sin = elements<float>(op, "sin", sin, {call.tokens, call.pairs});
-    require(start >= 0 && start <= call.width && 2 * call.pairs <= call.width - start, op, "elements ", start, " to ", start,
-            " + ", 2 * call.pairs, " must lie inside x's last axis of ", call.width);
+    require(start >= 0 && start <= call.width && 2 * call.pairs <= call.width - start, op, "elements ", start, " to ",
+            start, " + ", 2 * call.pairs, " must lie inside x's last axis of ", call.width);
     call.start = start;
     call.interleaved = interleaved;
     if (call.heads == 0 || call.pairs == 0) return;
     without_gil([&] { kernels().norm_rope.rope(call); });
 }
 
-// ---- choices -------------------------------------------------------------------------------------------------------------
+// ---- choices
+// -------------------------------------------------------------------------------------------------------------
 
 constexpr const char* kBadLogits = "logits must not hold NaN or +infinity, nor -infinity alone";
 
 int64_t vocabulary(const char* operation, const InputArray& logits) {
     require_rank(operation, "logits", logits, 1);
     const int64_t vocab = length(logits, 0);
-    require(vocab > 0 && vocab <= std::numeric_limits<int32_t>::max(), operation, "logits must hold 1 to 2^31 - 1 numbers, not ",
-            vocab);
+    require(vocab > 0 && vocab <= std::numeric_limits<int32_t>::max(), operation,
+            "logits must hold 1 to 2^31 - 1 numbers, not ", vocab);
     return vocab;
 }
 
@@ -322,7 +330,8 @@ Scoring scoring_of(const char* operation, const std::string& name) {
 }
 
 GroupRule group_rule_of(const char* operation, const std::string& name) {
-    require(name == "none" || name == "max" || name == "top2", operation, "group_rule must be none, max or top2, not ", name);
+    require(name == "none" || name == "max" || name == "top2", operation, "group_rule must be none, max or top2, not ",
+            name);
     return name == "none" ? GroupRule::none : name == "max" ? GroupRule::max : GroupRule::top2;
 }
 
@@ -332,14 +341,14 @@ void check_groups(const char* operation, const RouteCall& call) {
             " experts, not be ", call.groups);
     require(call.group_rule == GroupRule::max || call.experts / call.groups >= 2, operation,
             "groups must have two experts each for top2");
-    require(call.top_groups > 0 && call.top_groups <= call.groups, operation, "top_groups must be from 1 to ", call.groups,
-            ", not ", call.top_groups);
+    require(call.top_groups > 0 && call.top_groups <= call.groups, operation, "top_groups must be from 1 to ",
+            call.groups, ", not ", call.top_groups);
     require(call.top_k <= call.top_groups * (call.experts / call.groups), operation, "top_k must be at most the ",
             call.top_groups * (call.experts / call.groups), " experts of the chosen groups, not ", call.top_k);
 }
 
-nb::object route(const InputArray& logits, const nb::object& bias, const std::string& scoring, int64_t top_k, int64_t groups,
-                 int64_t top_groups, const std::string& group_rule, bool normalize, float scale) {
+nb::object route(const InputArray& logits, const nb::object& bias, const std::string& scoring, int64_t top_k,
+                 int64_t groups, int64_t top_groups, const std::string& group_rule, bool normalize, float scale) {
     constexpr const char* op = "route";
     require_rank(op, "logits", logits, 2);
     RouteCall call{};
@@ -374,10 +383,11 @@ nb::object route(const InputArray& logits, const nb::object& bias, const std::st
 void bind_attention(nb::module_& m) {
     m.def("attention", &attention, "q"_a, "k_cache"_a, "v_cache"_a, nb::kw_only(), "block_tables"_a, "seq_ids"_a,
           "positions"_a, "scale"_a, "Grouped-query attention over a paged cache.");
-    m.def("mla_attention", &mla_attention, "q_latent"_a, "q_rope"_a, "cache"_a, nb::kw_only(), "block_tables"_a, "seq_ids"_a,
-          "positions"_a, "scale"_a, "Multi-head latent attention, absorbed form, over a paged cache of latents.");
-    m.def("mla_prefill", &mla_prefill, "q"_a, "k_nope"_a, "k_rope"_a, "v"_a, nb::kw_only(), "first_position"_a, "scale"_a,
-          "Multi-head latent attention, expanded form, of one sequence.");
+    m.def("mla_attention", &mla_attention, "q_latent"_a, "q_rope"_a, "cache"_a, nb::kw_only(), "block_tables"_a,
+          "seq_ids"_a, "positions"_a, "scale"_a,
+          "Multi-head latent attention, absorbed form, over a paged cache of latents.");
+    m.def("mla_prefill", &mla_prefill, "q"_a, "k_nope"_a, "k_rope"_a, "v"_a, nb::kw_only(), "first_position"_a,
+          "scale"_a, "Multi-head latent attention, expanded form, of one sequence.");
     m.def("store_rows", &store_rows, "cache"_a, "values"_a, "slots"_a, "Writes rows into slots of a cache.");
     m.def("load_rows", &load_rows, "cache"_a, "slots"_a, "Reads rows from slots of a cache as float32.");
     m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, "Root-mean-square norm over the last axis.");
@@ -387,8 +397,8 @@ void bind_attention(nb::module_& m) {
           "Draws a token.");
     m.def("top_logprobs", &top_logprobs, "logits"_a, "k"_a, "The k likeliest tokens and their log-probabilities.");
     m.def("logprob_of", &logprob_of, "logits"_a, "id"_a, "Log-probability of one token.");
-    m.def("route", &route, "logits"_a, nb::kw_only(), "bias"_a.none(), "scoring"_a, "top_k"_a, "groups"_a, "top_groups"_a,
-          "group_rule"_a, "normalize"_a, "scale"_a, "Chooses each token's experts.");
+    m.def("route", &route, "logits"_a, nb::kw_only(), "bias"_a.none(), "scoring"_a, "top_k"_a, "groups"_a,
+          "top_groups"_a, "group_rule"_a, "normalize"_a, "scale"_a, "Chooses each token's experts.");
 }
 
 }  // namespace finback

@@ -1,7 +1,8 @@
 """The compute boundary: typed functions over the native module, which nothing else imports.
 
-Every kernel obeys rule R1 (a row's result depends on that row alone: not on its neighbours in the call, the number of
-threads, or the chunking) and has a NumPy twin of the same name in :mod:`finback.kernels.reference`.
+Every kernel obeys rule R1 (a row's result depends on that row alone: not on its neighbours in the call, the
+number of threads, or the chunking) and has a NumPy twin of the same name in
+:mod:`finback.kernels.reference`.
 """
 
 from __future__ import annotations

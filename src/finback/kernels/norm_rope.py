@@ -21,7 +21,7 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 def rope(x: Floats, cos: Floats, sin: Floats, *, interleaved: bool, start: int = 0) -> None:
     """Rotate elements ``start`` to ``start + r`` of every head of x, in place (Su et al., 2021).
 
-    x float32 [n, heads, d]; cos and sin float32 [n, r/2]. The pairs are (2i, 2i + 1) if ``interleaved``, else (i, i + r/2);
-    a pair (a, b) becomes (a cos - b sin, b cos + a sin).
+    x float32 [n, heads, d]; cos and sin float32 [n, r/2]. The pairs are (2i, 2i + 1) if ``interleaved``,
+    else (i, i + r/2); a pair (a, b) becomes (a cos - b sin, b cos + a sin).
     """
     _native.rope(x, cos, sin, interleaved=interleaved, start=start)

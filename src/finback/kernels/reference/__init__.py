@@ -1,6 +1,6 @@
-"""NumPy twins of the kernels: the same names and arguments, written to be read, computed in float64 where it matters.
+"""NumPy twins of the kernels: the same names and arguments, written to be read.
 
-They are the specification that the tests hold the native kernels to, and they are slow.
+They are the specification that the tests hold the native kernels to, in float64 where it matters, and slow.
 """
 
 from finback.kernels.reference.attention import (

@@ -16,7 +16,7 @@ _LARGEST_BFLOAT16 = np.float32(3.38953139e38)
 _LARGEST_FLOAT16 = np.float32(65504)
 
 
-# ---- rows of a cache -------------------------------------------------------------------------------------------------
+# ---- rows of a cache -----------------------------------------------------------------------------
 
 
 def _to_bfloat16(x: Floats) -> NDArray[np.uint16]:
@@ -47,7 +47,7 @@ def load_rows(cache: NDArray[Any], slots: Slots) -> Floats:
     return _widen(cache.reshape(-1, *cache.shape[2:])[slots])
 
 
-# ---- attention -------------------------------------------------------------------------------------------------------
+# ---- attention -----------------------------------------------------------------------------------
 
 
 def _context(cache: NDArray[Any], table: Ints, length: int) -> Floats:
@@ -103,22 +103,21 @@ def mla_attention(
     keys = cache[:, :, None, :]
     values = np.ascontiguousarray(keys[..., : q_latent.shape[2]])
     q = np.concatenate([q_latent, q_rope], axis=-1)
-    return attention(
-        q, keys, values, block_tables=block_tables, seq_ids=seq_ids, positions=positions, scale=scale
-    )
+    return attention(q, keys, values, block_tables=block_tables, seq_ids=seq_ids, positions=positions, scale=scale)
 
 
-def mla_prefill(
-    q: Floats, k_nope: Floats, k_rope: Floats, v: Floats, *, first_position: int, scale: float
-) -> Floats:
+def mla_prefill(q: Floats, k_nope: Floats, k_rope: Floats, v: Floats, *, first_position: int, scale: float) -> Floats:
     """Expanded multi-head latent attention of one sequence."""
     shared = np.broadcast_to(k_rope[:, None, :], (*k_nope.shape[:2], k_rope.shape[1]))
     k = np.concatenate([k_nope, shared], axis=-1)
-    rows = [_attend(q[i], k[: first_position + i + 1], v[: first_position + i + 1], scale) for i in range(len(q))]
-    return np.stack(rows) if rows else np.empty((0, q.shape[1], v.shape[2]), np.float32)
+    out = np.empty((*q.shape[:2], v.shape[2]), np.float32)
+    for i, query in enumerate(q):
+        context = first_position + i + 1
+        out[i] = _attend(query, k[:context], v[:context], scale)
+    return out
 
 
-# ---- norms and rotations ---------------------------------------------------------------------------------------------
+# ---- norms and rotations -------------------------------------------------------------------------
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
@@ -137,7 +136,7 @@ def rope(x: Floats, cos: Floats, sin: Floats, *, interleaved: bool, start: int =
     a[...], b[...] = a * c - b * s, b * c + a * s
 
 
-# ---- choices ---------------------------------------------------------------------------------------------------------
+# ---- choices -------------------------------------------------------------------------------------
 
 
 def _descending(values: NDArray[Any]) -> NDArray[np.int64]:
@@ -145,22 +144,21 @@ def _descending(values: NDArray[Any]) -> NDArray[np.int64]:
     return np.argsort(-values, kind="stable")
 
 
-def sample(
-    logits: Floats, *, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
-) -> int:
+def sample(logits: Floats, *, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
     """Draw a token: temperature, then top-k, top-p, min-p, then the inverse of the cumulative weights."""
     if temperature == 0:
         return int(np.argmax(logits))
     order = _descending(logits)
     distance = (logits[order] - logits[order[0]]) / np.float32(temperature)
     weights = np.where(distance > -87, np.exp(distance.astype(np.float64)), 0)
-    kept = min(top_k or len(order), np.count_nonzero(weights))
+    kept = min(top_k or len(order), int(np.count_nonzero(weights)))
     before = np.cumsum(weights) - weights
     if top_p < 1:
-        kept = min(kept, np.count_nonzero(before < np.float32(top_p) * weights[:kept].sum()))
-    kept = min(kept, np.count_nonzero(weights >= min_p))
+        kept = min(kept, int(np.count_nonzero(before < np.float32(top_p) * weights[:kept].sum())))
+    kept = min(kept, int(np.count_nonzero(weights >= min_p)))
     cumulative = np.cumsum(weights[:kept])
-    return int(order[min(np.count_nonzero(cumulative <= uniform * cumulative[-1]), kept - 1)])
+    drawn = int(np.count_nonzero(cumulative <= uniform * cumulative[-1]))
+    return int(order[min(drawn, kept - 1)])
 
 
 def _log_softmax(logits: Floats) -> Wide:
@@ -179,13 +177,13 @@ def logprob_of(logits: Floats, id: int) -> float:
     return float(_log_softmax(logits)[id])
 
 
-def _group_mask(choice: Wide, groups: int, top_groups: int, rule: Literal["max", "top2"]) -> NDArray[np.bool_]:
-    """Which experts of one token belong to its best groups."""
+def _in_best_groups(choice: Wide, groups: int, top_groups: int, rule: Literal["max", "top2"]) -> Wide:
+    """One token's scores, with -inf for the experts outside its best groups."""
     members = np.sort(choice.reshape(groups, -1), axis=-1)
     ranking = members[:, -1] if rule == "max" else members[:, -1] + members[:, -2]
     chosen = np.zeros(groups, bool)
     chosen[_descending(ranking)[:top_groups]] = True
-    return np.repeat(chosen, choice.size // groups)
+    return np.where(np.repeat(chosen, choice.size // groups), choice, -np.inf)
 
 
 def route(
@@ -207,7 +205,7 @@ def route(
     ids = np.empty((len(logits), top_k), np.int32)
     for i, row in enumerate(choice):
         if group_rule != "none":
-            row = np.where(_group_mask(row, groups, top_groups, group_rule), row, -np.inf)
+            row = _in_best_groups(row, groups, top_groups, group_rule)
         ids[i] = _descending(row)[:top_k]
     weights = np.take_along_axis(scores, ids, axis=1)
     if normalize:
