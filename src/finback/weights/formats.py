@@ -6,18 +6,20 @@ table: the readers (sizes of tensors), :func:`dequantize` (the meaning of the by
 ``gguf`` package) and :func:`product_limit` (the tolerance of a matrix product). Formats without
 ``activation`` are side tensors: they can be read, and no kernel multiplies by them.
 
-Tolerance. Let ``exact`` be the product of the dequantised weights with the float32 activations, in float64.
-Where the kernels round activations to int8 per group of 32 (``activation == "int8"``), a group's step is
-``max|x| / 127`` and its rounding errors are spread evenly over half a step either way. They add up to an
-error whose standard deviation is
+Tolerance of a product. ``exact`` is the product of the dequantised weights with the float32 activations, computed in
+float64. Where ``activation`` is "int8", kernels round activations to int8 per group of 32: a group's step is
+``max|x| / 127``, and each value is off by at most half a step. Everything else is rounding of float32 sums, which stays
+below ``SUM_ROUNDING * sum|w * x|``. Two bounds follow, per output:
 
-    noise = sqrt(sum over groups of step**2 / 12 * sum over the group of w**2)
+    always       |kernel - exact| <= tolerance * |w| * |x|          (Euclidean norms of the weight's row and the token)
+    in practice  |kernel - exact| <= SIGMAS * noise + SUM_ROUNDING * sum|w * x|       (:func:`product_limit`)
 
-and a product is right when ``|kernel - exact| <= SIGMAS * noise + accumulation * sum|w * x|``, with
-``accumulation`` the share of float32 additions. Formats with ``activation == "f32"`` round nothing, and only
-the second term remains. The first term supposes that the rounding errors are independent, as those of real
-activations are; for activations chosen against it, :func:`product_ceiling` is the bound that no input can
-break.
+The first holds for every input, also for one chosen to be rounded the wrong way everywhere. The second is what tests
+use, being some hundred times sharper: rounding errors of ordinary activations are independent, so they add up to
+
+    noise = sqrt(sum over groups of (step**2 / 12 * sum over the group of w**2))
+
+as a standard deviation. Formats with ``activation == "f32"`` round no activation and have no noise.
 """
 
 from __future__ import annotations
@@ -39,13 +41,17 @@ Doubles = npt.NDArray[np.float64]
 
 GROUP = 32  # activations that share one int8 scale
 SIGMAS = 6.5  # one output in ten thousand million lies further out
+SUM_ROUNDING = 2.0**-17  # float32 sums of some ten thousand terms of one sign; of mixed signs, far less
+SMALLEST_ACTIVATION = 1e-30  # a group whose largest value is below counts as zero
+
+# Half a step for every value of a group: sqrt(32) / 2 / 127 of the group's norm; and the rounding of sums.
+INT8_TOLERANCE = 0.0224
+FLOAT_TOLERANCE = SUM_ROUNDING
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One published format. Invariant: ``block_elements`` consecutive values of a row take ``block_bytes``
-    bytes.
-    """
+    """One published format. Invariant: ``block_elements`` consecutive values of a row take ``block_bytes`` bytes."""
 
     name: str
     block_elements: int
@@ -53,7 +59,7 @@ class Format:
     gguf_id: int | None = None
     safetensors_dtype: str | None = None
     activation: str | None = None  # what the kernels multiply it with: "int8" groups, "f32", or None: no kernel
-    accumulation: float = 0.0  # float32 additions: share of sum|w * x|
+    tolerance: float = 0.0  # of a product, relative to |w| * |x|; see above
 
     def row_bytes(self, elements: int) -> int:
         """Bytes of a row of ``elements`` values; a row never ends inside a block."""
@@ -70,25 +76,22 @@ class Format:
         return math.prod(shape[:-1]) * self.row_bytes(shape[-1])
 
 
-_FLOAT_SUM = 2.0**-19
-_GROUP_SUM = 2.0**-20  # inside a group the sum is exact, in integers
-
 _TABLE = (
-    Format("f32", 1, 4, 0, "F32", "f32", _FLOAT_SUM),
-    Format("f16", 1, 2, 1, "F16", "f32", _FLOAT_SUM),
-    Format("bf16", 1, 2, 30, "BF16", "f32", _FLOAT_SUM),
-    Format("f8_e4m3", 1, 1, None, "F8_E4M3", "f32", _FLOAT_SUM),
-    Format("q4_0", 32, 18, 2, None, "int8", _GROUP_SUM),
-    Format("q4_1", 32, 20, 3, None, "int8", _GROUP_SUM),
-    Format("q5_0", 32, 22, 6, None, "int8", _GROUP_SUM),
-    Format("q5_1", 32, 24, 7, None, "int8", _GROUP_SUM),
-    Format("q8_0", 32, 34, 8, None, "int8", _GROUP_SUM),
-    Format("q2_k", 256, 84, 10, None, "int8", _GROUP_SUM),
-    Format("q3_k", 256, 110, 11, None, "int8", _GROUP_SUM),
-    Format("q4_k", 256, 144, 12, None, "int8", _GROUP_SUM),
-    Format("q5_k", 256, 176, 13, None, "int8", _GROUP_SUM),
-    Format("q6_k", 256, 210, 14, None, "int8", _GROUP_SUM),
-    Format("mxfp4", 32, 17, 39, None, "int8", _GROUP_SUM),
+    Format("f32", 1, 4, 0, "F32", "f32", FLOAT_TOLERANCE),
+    Format("f16", 1, 2, 1, "F16", "f32", FLOAT_TOLERANCE),
+    Format("bf16", 1, 2, 30, "BF16", "f32", FLOAT_TOLERANCE),
+    Format("f8_e4m3", 1, 1, None, "F8_E4M3", "f32", FLOAT_TOLERANCE),
+    Format("q4_0", 32, 18, 2, None, "int8", INT8_TOLERANCE),
+    Format("q4_1", 32, 20, 3, None, "int8", INT8_TOLERANCE),
+    Format("q5_0", 32, 22, 6, None, "int8", INT8_TOLERANCE),
+    Format("q5_1", 32, 24, 7, None, "int8", INT8_TOLERANCE),
+    Format("q8_0", 32, 34, 8, None, "int8", INT8_TOLERANCE),
+    Format("q2_k", 256, 84, 10, None, "int8", INT8_TOLERANCE),
+    Format("q3_k", 256, 110, 11, None, "int8", INT8_TOLERANCE),
+    Format("q4_k", 256, 144, 12, None, "int8", INT8_TOLERANCE),
+    Format("q5_k", 256, 176, 13, None, "int8", INT8_TOLERANCE),
+    Format("q6_k", 256, 210, 14, None, "int8", INT8_TOLERANCE),
+    Format("mxfp4", 32, 17, 39, None, "int8", INT8_TOLERANCE),
     Format("f64", 1, 8, 28, "F64"),
     Format("f8_e8m0", 1, 1, None, "F8_E8M0"),
     Format("bool", 1, 1, None, "BOOL"),
@@ -139,29 +142,21 @@ def dequantize(format: str, data: npt.NDArray[Any], shape: Sequence[int]) -> Flo
 
 
 def product_limit(format: str, weights: npt.NDArray[Any], x: npt.NDArray[Any]) -> Doubles:
-    """How far a kernel's product may be from the exact one: [n, rows] for weights [rows, cols] and x [n,
-    cols].
-    """
+    """The sharp bound of the module's docstring: [n, rows] for dequantised weights [rows, cols] and x [n, cols]."""
     w, x64 = weights.astype(np.float64), x.astype(np.float64)
-    info = _matrix_format(format)
-    limit = info.accumulation * (np.abs(x64) @ np.abs(w).T)
-    if info.activation == "int8":
-        variance = _by_group(x64, np.max(np.abs(_groups(x64)), axis=-1) ** 2 / (127.0**2 * 12))
-        limit += SIGMAS * np.sqrt(variance @ (w * w).T)
+    limit = SUM_ROUNDING * (np.abs(x64) @ np.abs(w).T)
+    if _matrix_format(format).activation == "int8":
+        step = np.max(np.abs(_groups(x64)), axis=-1) / 127
+        noise = np.sqrt(_by_group(x64, step**2 / 12) @ (w * w).T)
+        limit += SIGMAS * noise + SMALLEST_ACTIVATION * np.abs(w).sum(axis=1)
     return np.asarray(limit)
 
 
 def product_ceiling(format: str, weights: npt.NDArray[Any], x: npt.NDArray[Any]) -> Doubles:
-    """The bound that holds for every input, however chosen: each activation off by half a step, all the wrong
-    way.
-    """
-    w, x64 = np.abs(weights.astype(np.float64)), np.abs(x.astype(np.float64))
-    info = _matrix_format(format)
-    ceiling = 16 * info.accumulation * (x64 @ w.T)
-    if info.activation == "int8":
-        half_step = _by_group(x64, np.max(_groups(x64), axis=-1) / 254)
-        ceiling += 1.001 * (half_step @ w.T)
-    return np.asarray(ceiling)
+    """The bound of the module's docstring that no input can break, in the same shape."""
+    w, x64 = weights.astype(np.float64), x.astype(np.float64)
+    norms = np.linalg.norm(x64, axis=1)[:, None] * np.linalg.norm(w, axis=1)
+    return np.asarray(_matrix_format(format).tolerance * norms + SMALLEST_ACTIVATION * np.abs(w).sum(axis=1))
 
 
 def _matrix_format(format: str) -> Format:
