@@ -1,12 +1,55 @@
-// Entry points of gemm.cpp, one set per instruction set.
+// Entry points of gemm.cpp and moe.cpp, one set per instruction set. Callers have checked every shape and id.
 #pragma once
 
 #include "dispatch_macros.h"
+#include "formats.h"
 
 namespace finback {
 
+// out[w] [n, weights[w].rows] = x [n, cols] times weights[w] transposed, + bias[w], + add.
+struct LinearCall {
+    const float* x = nullptr;
+    size_t n = 0;
+    const Weight* weights = nullptr;
+    size_t count = 0;
+    const float* const* bias = nullptr;  // one per weight, each may be null
+    const float* add = nullptr;          // [n, rows]; with one weight only
+    float* const* out = nullptr;
+};
+
+// out [n, H, rows]: head h of x times expert h of the weight. x is [n, H, cols], or [n, cols] for all heads.
+struct HeadLinearCall {
+    const float* x = nullptr;
+    size_t n = 0;
+    bool shared_input = false;
+    Weight weight;
+    float* out = nullptr;
+};
+
+// One gated network, or one per expert: down(silu(gate x) * up x).
+struct GatedWeights {
+    Weight gate, up, down;
+};
+
+// out [n, hidden] = add + sum over j of weights[:, j] * expert ids[:, j] of x, in order, + shared of x.
+struct FfnCall {
+    const float* x = nullptr;
+    size_t n = 0;
+    size_t chosen = 0;             // k: experts per token; 0 without routed experts
+    const int32_t* ids = nullptr;  // [n, k]
+    const float* weights = nullptr;
+    const GatedWeights* routed = nullptr;
+    const GatedWeights* shared = nullptr;
+    const float* add = nullptr;
+    float* out = nullptr;
+};
+
 struct GemmKernels {
-    int placeholder = 0;
+    void (*linear)(const LinearCall&);
+    void (*head_linear)(const HeadLinearCall&);
+    void (*ffn)(const FfnCall&);
+    double (*quantize)(Format, const float*, size_t, size_t, uint8_t*);  // see quantize.h
+    uint64_t (*read_all)(const uint8_t* data, size_t bytes);
 };
 
 #define FINBACK_DECLARE(isa) \

@@ -15,6 +15,7 @@ inline constexpr int64_t kAny = -1;
 template <class T>
 constexpr const char* type_name() {
     if (nb::dtype<T>() == nb::dtype<float>()) return "float32";
+    if (nb::dtype<T>() == nb::dtype<uint8_t>()) return "uint8";
     if (nb::dtype<T>() == nb::dtype<int32_t>()) return "int32";
     return "int64";
 }

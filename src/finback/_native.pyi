@@ -1,10 +1,12 @@
 """Types of the native module, which only finback.kernels imports; documentation is there."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+_Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int32]
 _Slots = NDArray[np.int64]
@@ -16,6 +18,61 @@ def set_threads(count: int) -> None: ...
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
 def select_isa(name: str) -> str: ...
+def read_bandwidth(bytes: int, seconds: float) -> float: ...
+
+# ---- weights and products
+
+class Matrix:
+    """A packed weight [experts, rows, cols]; keeps the array of its bytes alive, which may be read-only."""
+
+    def __init__(self, format: str, rows: int, cols: int, data: _Bytes, experts: int = 1) -> None: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def experts(self) -> int: ...
+    @property
+    def data(self) -> _Bytes: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def packed_bytes(format: str, rows: int, cols: int, experts: int = 1) -> int: ...
+def pack(
+    format: str,
+    source: _Bytes,
+    rows: int,
+    cols: int,
+    *,
+    experts: int = 1,
+    scales: _Floats | None = None,
+    out: _Bytes | None = None,
+) -> _Bytes: ...
+def quantize(format: str, x: _Floats) -> tuple[_Bytes, float]: ...
+def unpack(m: Matrix, *, expert: int = 0) -> _Floats: ...
+def take_rows(m: Matrix, ids: _Slots) -> _Floats: ...
+def linear(
+    x: _Floats,
+    weights: Sequence[Matrix],
+    *,
+    bias: Sequence[_Floats | None] | None = None,
+    add: _Floats | None = None,
+) -> list[_Floats]: ...
+def head_linear(x: _Floats, w: Matrix) -> _Floats: ...
+def mlp(x: _Floats, gate: Matrix, up: Matrix, down: Matrix, *, add: _Floats | None = None) -> _Floats: ...
+def moe(
+    x: _Floats,
+    ids: _Ints,
+    weights: _Floats,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    *,
+    shared: tuple[Matrix, Matrix, Matrix] | None = None,
+    add: _Floats | None = None,
+) -> _Floats: ...
 
 # ---- attention, norms, choices
 

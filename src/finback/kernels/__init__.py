@@ -10,20 +10,31 @@ from __future__ import annotations
 import os
 
 from finback import _native
-from finback._native import available_isas, isa, select_isa, set_threads, threads
+from finback._native import available_isas, isa, read_bandwidth, select_isa, set_threads, threads
 from finback.errors import ConfigError
 from finback.kernels.attention import attention, load_rows, mla_attention, mla_prefill, store_rows
 from finback.kernels.norm_rope import rms_norm, rope
+from finback.kernels.products import head_linear, linear, mlp, moe
 from finback.kernels.sample import logprob_of, route, sample, top_logprobs
+from finback.kernels.weights import Matrix, pack, packed_bytes, quantize, take_rows, unpack
 
 __all__ = [
+    "Matrix",
     "attention",
     "available_isas",
+    "head_linear",
     "isa",
+    "linear",
     "load_rows",
     "logprob_of",
     "mla_attention",
     "mla_prefill",
+    "mlp",
+    "moe",
+    "pack",
+    "packed_bytes",
+    "quantize",
+    "read_bandwidth",
     "rms_norm",
     "rope",
     "route",
@@ -31,8 +42,10 @@ __all__ = [
     "select_isa",
     "set_threads",
     "store_rows",
+    "take_rows",
     "threads",
     "top_logprobs",
+    "unpack",
 ]
 
 

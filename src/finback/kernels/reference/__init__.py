@@ -16,13 +16,19 @@ from finback.kernels.reference.attention import (
     store_rows,
     top_logprobs,
 )
+from finback.kernels.reference.weights import head_linear, linear, mlp, moe, quantize_activations
 
 __all__ = [
     "attention",
+    "head_linear",
+    "linear",
     "load_rows",
     "logprob_of",
     "mla_attention",
     "mla_prefill",
+    "mlp",
+    "moe",
+    "quantize_activations",
     "rms_norm",
     "rope",
     "route",

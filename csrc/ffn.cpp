@@ -1,0 +1,227 @@
+// See ffn.h. One fork: quantise x; every chosen expert's gate and up as one pool of work that leaves the quantised
+// hidden rows; down by chunks of output columns over all experts, each chunk ending with the weighted sum per token.
+// A dense network is the case without routed experts.
+#include "ffn.h"
+
+#include "expert_plan.h"
+#include "product.h"
+#include "thread_pool.h"
+#include "work.h"
+
+namespace finback::FINBACK_NAMESPACE {
+namespace {
+
+constexpr size_t kTokenBlock = 64;   // tokens whose gate and up values wait in the cache for each other
+constexpr size_t kHiddenChunk = 64;  // hidden columns per item; a multiple of a group
+constexpr size_t kOutChunk = 32;     // output columns per item
+
+// The hidden rows of some slots, in the form that the down weights take.
+struct Hidden {
+    Activation* groups = nullptr;
+    float* values = nullptr;
+    size_t cols = 0;
+
+    static size_t bytes(const Weight& down, size_t slots) {
+        return is_integer(down.format) ? piece_bytes<Activation>(slots * (down.cols / kGroupCols))
+                                       : piece_bytes<float>(slots * down.cols);
+    }
+    void take(Pieces& pieces, const Weight& down, size_t slots) {
+        cols = down.cols;
+        if (is_integer(down.format))
+            groups = pieces.take<Activation>(slots * (cols / kGroupCols));
+        else
+            values = pieces.take<float>(slots * cols);
+    }
+    Input rows(size_t first, size_t count) const {
+        Input in;
+        in.n = count;
+        if (groups != nullptr) {
+            in.group_stride = cols / kGroupCols;
+            in.groups = groups + first * in.group_stride;
+        } else {
+            in.value_stride = cols;
+            in.values = values + first * cols;
+        }
+        return in;
+    }
+};
+
+struct Work {
+    const FfnCall& call;
+    size_t slots;  // n * k
+    ExpertPlan plan;
+    Activation* x_groups;  // null if no gate or up weight is of an integer format
+    Hidden routed, shared;
+    float* thread_memory;  // per thread: gate and up values, or one output chunk of every slot
+    size_t thread_floats;
+};
+
+size_t hidden_items(const GatedWeights* w) { return w == nullptr ? 0 : ceil_div(w->gate.rows, kHiddenChunk); }
+
+// silu(gate) * up of one token's columns [0, count), into the hidden row at `first`.
+void finish_hidden(float* gate, const float* up, size_t count, const Hidden& hidden, size_t slot, size_t first) {
+    float* values = hidden.groups != nullptr ? gate : hidden.values + slot * hidden.cols + first;
+    size_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(values + i, silu(load(gate + i)) * load(up + i));
+    for (; i < count; ++i) {
+        float lane[kLanes];
+        store(lane, silu(set1(gate[i])) * set1(up[i]));
+        values[i] = lane[0];
+    }
+    if (hidden.groups == nullptr) return;
+    Activation* groups = hidden.groups + slot * (hidden.cols / kGroupCols) + first / kGroupCols;
+    quantize_row(values, count, groups);
+}
+
+struct Run {
+    const GatedWeights& weights;
+    const Hidden& hidden;
+    size_t expert;
+    const int32_t* tokens;  // null: token i is i
+    size_t first_slot;
+    size_t count;
+};
+
+// Tokens [begin, begin + count) of a run.
+Input input_of(const Work& work, const Run& run, size_t begin, size_t count) {
+    Input in;
+    in.n = count;
+    const size_t cols = run.weights.gate.cols;
+    in.group_stride = cols / kGroupCols;
+    in.value_stride = cols;
+    in.index = run.tokens != nullptr ? run.tokens + begin : nullptr;
+    const size_t first = run.tokens != nullptr ? 0 : begin;
+    in.groups = work.x_groups != nullptr ? work.x_groups + first * in.group_stride : nullptr;
+    in.values = work.call.x + first * cols;
+    return in;
+}
+
+void hidden_item(const Work& work, const Run& run, size_t chunk, float* memory) {
+    const size_t first = chunk * kHiddenChunk;
+    const size_t rows = run.weights.gate.rows;
+    const size_t width = rows - first < kHiddenChunk ? rows - first : kHiddenChunk;
+    const size_t block = first / kBlockRows, end = row_blocks(first + width);
+    float* gate = memory;
+    float* up = memory + kTokenBlock * kHiddenChunk;
+    for (size_t begin = 0; begin < run.count; begin += kTokenBlock) {
+        const size_t count = run.count - begin < kTokenBlock ? run.count - begin : kTokenBlock;
+        const Input in = input_of(work, run, begin, count);
+        product(run.weights.gate, run.expert, block, end, in, {gate, kHiddenChunk, nullptr, nullptr, 0});
+        product(run.weights.up, run.expert, block, end, in, {up, kHiddenChunk, nullptr, nullptr, 0});
+        for (size_t t = 0; t < count; ++t)
+            finish_hidden(gate + t * kHiddenChunk, up + t * kHiddenChunk, width, run.hidden, run.first_slot + begin + t,
+                          first);
+    }
+}
+
+Run routed_run(const Work& work, size_t i) {
+    const ExpertRun& run = work.plan.runs[i];
+    return {*work.call.routed, work.routed, static_cast<size_t>(run.expert), work.plan.token_of_slot + run.first_slot,
+            static_cast<size_t>(run.first_slot), static_cast<size_t>(run.count)};
+}
+Run shared_run(const Work& work) { return {*work.call.shared, work.shared, 0, nullptr, 0, work.call.n}; }
+
+// Shared experts first: they have the most tokens.
+void hidden_phase(Team& team, const Work& work, float* memory) {
+    const size_t shared = hidden_items(work.call.shared), per_run = hidden_items(work.call.routed);
+    const size_t items = shared + per_run * work.plan.run_count;
+    for (size_t i = team.next(); i < items; i = team.next()) {
+        if (i < shared)
+            hidden_item(work, shared_run(work), i, memory);
+        else
+            hidden_item(work, routed_run(work, (i - shared) / per_run), (i - shared) % per_run, memory);
+    }
+    team.barrier();
+}
+
+// One token's output columns [first, first + width): the fixed order of additions.
+void combine(const Work& work, size_t token, size_t first, size_t width, const float* memory) {
+    const FfnCall& call = work.call;
+    const size_t hidden = (call.shared != nullptr ? call.shared : call.routed)->down.rows;
+    float* out = call.out + token * hidden + first;
+    for (size_t i = 0; i < width; ++i) out[i] = call.add != nullptr ? call.add[token * hidden + first + i] : 0.0f;
+    for (size_t j = 0; j < call.chosen; ++j) {
+        const size_t choice = token * call.chosen + j;
+        const float* y = memory + static_cast<size_t>(work.plan.slot_of_choice[choice]) * kOutChunk;
+        for (size_t i = 0; i < width; ++i) out[i] = fma1(call.weights[choice], y[i], out[i]);
+    }
+    if (call.shared == nullptr) return;
+    const float* y = memory + (work.slots + token) * kOutChunk;
+    for (size_t i = 0; i < width; ++i) out[i] += y[i];
+}
+
+void down_run(const Run& run, size_t block, size_t end, float* out) {
+    product(run.weights.down, run.expert, block, end, run.hidden.rows(run.first_slot, run.count),
+            {out + run.first_slot * kOutChunk, kOutChunk, nullptr, nullptr, 0});
+}
+
+void down_item(const Work& work, size_t chunk, size_t rows, float* memory) {
+    const size_t first = chunk * kOutChunk;
+    const size_t width = rows - first < kOutChunk ? rows - first : kOutChunk;
+    const size_t block = first / kBlockRows, end = row_blocks(first + width);
+    for (size_t i = 0; i < work.plan.run_count; ++i) down_run(routed_run(work, i), block, end, memory);
+    if (work.call.shared != nullptr) down_run(shared_run(work), block, end, memory + work.slots * kOutChunk);
+    for (size_t token = 0; token < work.call.n; ++token) combine(work, token, first, width, memory);
+}
+
+void down_phase(Team& team, const Work& work, float* memory) {
+    const size_t rows = (work.call.shared != nullptr ? work.call.shared : work.call.routed)->down.rows;
+    const size_t items = ceil_div(rows, kOutChunk);
+    for (size_t i = team.next(); i < items; i = team.next()) down_item(work, i, rows, memory);
+}
+
+bool needs_groups(const GatedWeights* w) {
+    return w != nullptr && (is_integer(w->gate.format) || is_integer(w->up.format));
+}
+size_t multiply_adds(const GatedWeights* w, size_t tokens) {
+    return w == nullptr ? 0 : 3 * tokens * w->gate.rows * w->gate.cols;
+}
+
+void run_phases(const Work& work, int threads) {
+    const FfnCall& call = work.call;
+    const size_t cols = (call.shared != nullptr ? call.shared : call.routed)->gate.cols;
+    run_on(threads, [&](Team& team) {
+        float* memory = work.thread_memory + static_cast<size_t>(team.index) * work.thread_floats;
+        if (work.x_groups != nullptr) {
+            for (size_t i = team.next(); i < call.n; i = team.next())
+                quantize_row(call.x + i * cols, cols, work.x_groups + i * (cols / kGroupCols));
+            team.barrier();
+        }
+        hidden_phase(team, work, memory);
+        down_phase(team, work, memory);
+    });
+}
+
+}  // namespace
+
+void ffn(const FfnCall& call) {
+    if (call.n == 0) return;
+    Work work{call, call.n * call.chosen, {}, nullptr, {}, {}, nullptr, 0};
+    const size_t cols = (call.shared != nullptr ? call.shared : call.routed)->gate.cols;
+    const size_t experts = call.routed != nullptr ? call.routed->gate.experts : 0;
+    const bool quantized = needs_groups(call.routed) || needs_groups(call.shared);
+    const size_t x_groups = quantized ? call.n * (cols / kGroupCols) : 0;
+    const size_t most_runs = experts < work.slots ? experts : work.slots;
+    const size_t chunk_floats = (work.slots + call.n) * kOutChunk, block_floats = 2 * kTokenBlock * kHiddenChunk;
+    work.thread_floats = chunk_floats > block_floats ? chunk_floats : block_floats;
+    const int threads =
+        threads_for(multiply_adds(call.routed, work.slots) + multiply_adds(call.shared, call.n), thread_count());
+    const size_t floats = work.thread_floats * static_cast<size_t>(threads);
+    Pieces pieces(piece_bytes<Activation>(x_groups) + piece_bytes<float>(floats) +
+                    2 * piece_bytes<int32_t>(work.slots) + piece_bytes<int32_t>(experts + 1) +
+                    piece_bytes<ExpertRun>(most_runs) +
+                    (call.routed != nullptr ? Hidden::bytes(call.routed->down, work.slots) : 0) +
+                    (call.shared != nullptr ? Hidden::bytes(call.shared->down, call.n) : 0));
+    if (quantized) work.x_groups = pieces.take<Activation>(x_groups);
+    work.thread_memory = pieces.take<float>(floats);
+    if (call.routed != nullptr) {
+        work.plan = {pieces.take<int32_t>(work.slots), pieces.take<int32_t>(work.slots),
+                     pieces.take<ExpertRun>(most_runs), 0};
+        work.routed.take(pieces, call.routed->down, work.slots);
+        plan_experts(call.ids, call.n, call.chosen, experts, pieces.take<int32_t>(experts + 1), work.plan);
+    }
+    if (call.shared != nullptr) work.shared.take(pieces, call.shared->down, call.n);
+    run_phases(work, threads);
+}
+
+}  // namespace finback::FINBACK_NAMESPACE

@@ -1,0 +1,47 @@
+// How a call's work is cut into items and its memory into pieces, the same on every instruction set.
+#pragma once
+
+#include "formats.h"
+#include "scratch.h"
+
+namespace finback {
+
+// Multiply-adds below which waking another thread costs more than it saves.
+inline constexpr size_t kForkWork = 200000;
+// A weight's bytes count more than its arithmetic when few tokens use them.
+inline constexpr size_t kItemBytes = 64 * 1024;
+inline constexpr size_t kItemsPerThread = 12;
+
+FINBACK_INLINE int threads_for(size_t work, int threads) { return work < kForkWork ? 1 : threads; }
+
+// Row blocks per item: long sequential reads, yet enough items to balance the threads. A multiple of `unit`.
+FINBACK_INLINE size_t blocks_per_item(size_t blocks, size_t block_bytes, size_t unit, int threads) {
+    const size_t by_bytes = kItemBytes / (block_bytes + 1) + 1;
+    const size_t by_count = blocks / (kItemsPerThread * static_cast<size_t>(threads)) + 1;
+    const size_t least = by_bytes < by_count ? by_bytes : by_count;
+    return ceil_div(least, unit) * unit;
+}
+
+// Bytes that `count` objects of T take as one piece.
+template <class T>
+FINBACK_INLINE constexpr size_t piece_bytes(size_t count) {
+    return ceil_div(count * sizeof(T), 64) * 64;
+}
+
+// The calling thread's working memory, handed out front to back. Whoever makes it adds up the pieces first.
+class Pieces {
+public:
+    FINBACK_INLINE explicit Pieces(size_t bytes) : next_(static_cast<uint8_t*>(scratch(bytes))) {}
+
+    template <class T>
+    FINBACK_INLINE T* take(size_t count) {
+        T* piece = reinterpret_cast<T*>(next_);
+        next_ += piece_bytes<T>(count);
+        return piece;
+    }
+
+private:
+    uint8_t* next_;
+};
+
+}  // namespace finback
