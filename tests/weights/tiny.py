@@ -6,9 +6,9 @@
     write_tiny_gguf(path, "qwen2", format="Q8_0")                   random blocks of a format
     write_tiny_gguf(path, "llama")                                  F32: the weights of write_tiny_folder
 
-FAMILIES are llama, qwen2, qwen3, deepseek_v2_lite, deepseek_v2 and deepseek_v3. ``overrides`` change the
-configuration. The conversion to GGUF (names, permuted q and k of llama, stacked experts, both MLA forms) is
-written from the format's description, independently of the code that binds such files.
+FAMILIES are llama, qwen2, qwen3, deepseek_v2_lite, deepseek_v2 and deepseek_v3. ``overrides`` change the configuration.
+The conversion to GGUF (names, permuted q and k of llama, stacked experts, both MLA forms) is written from the format's
+description, independently of the code that binds such files.
 """
 
 from __future__ import annotations
@@ -255,9 +255,7 @@ def _swiglu(prefix: str, hidden: int, width: int) -> dict[str, tuple[int, ...]]:
 def write_tiny_folder(
     folder: Path, family: str, *, seed: int = 0, dtype: str = "F32", shards: int = 1, **overrides: Any
 ) -> Path:
-    """A tiny model as a folder of safetensors. ``dtype``: F32, F16, BF16, or F8 (block-FP8, 128x128 F32
-    scales).
-    """
+    """A tiny model as a folder of safetensors. ``dtype``: F32, F16, BF16, or F8 (block-FP8, 128x128 F32 scales)."""
     config = tiny_config(family, **overrides)
     weights = tiny_tensors(config, seed=seed)
     names = {"F32": "float32", "F16": "float16"}
@@ -316,9 +314,9 @@ def write_tiny_gguf(
 ) -> Path:
     """A tiny model as GGUF. F32 has the weights of write_tiny_folder; other formats are random blocks.
 
-    Formats of 256 values per block need widths that are multiples of 256 (``hidden_size=256, ...``); a matrix
-    whose rows do not fit the format becomes F16, as converters do with the next best. ``old_mla`` writes
-    attn_kv_b in one piece.
+    Formats of 256 values per block need widths that are multiples of 256 (``hidden_size=256, ...``); a matrix whose
+    rows do not fit the format becomes F16, as converters do with the next best. ``old_mla`` writes attn_kv_b in one
+    piece.
     """
     metadata, tensors = tiny_gguf(family, seed=seed, format=format, old_mla=old_mla, **overrides)
     return write_gguf(path, metadata, tensors)

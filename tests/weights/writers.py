@@ -1,9 +1,7 @@
-"""Writers of GGUF and safetensors files for tests: from plain Python values and NumPy arrays, no other
-package needed.
+"""Writers of GGUF and safetensors files for tests: from plain Python values and NumPy arrays, no other package needed.
 
-They write what they are told, also nonsense: attack tests start from a sound file and break one thing.
-Independent of the readers on purpose (sizes of blocks are stated again here), so that the two cannot be wrong
-in the same way.
+They write what they are told, also nonsense: attack tests start from a sound file and break one thing. Independent of
+the readers on purpose (sizes of blocks are stated again here), so that the two cannot be wrong in the same way.
 
     write_gguf(path, {"general.architecture": "llama"}, {"norm.weight": np.ones(8, np.float32)})
     write_safetensors(path, {"a": array, "b": Raw("BF16", (2, 2), data)})
@@ -62,9 +60,7 @@ Tensors = Mapping[str, Array | Raw]
 
 @dataclass(frozen=True)
 class Typed:
-    """A GGUF metadata value with its exact type: u8 i8 u16 i16 u32 i32 f32 bool str u64 i64 f64, or
-    "array:<type>".
-    """
+    """A GGUF metadata value with its exact type: u8 i8 u16 i16 u32 i32 f32 bool str u64 i64 f64, or "array:<type>"."""
 
     type: str
     value: Any

@@ -1,8 +1,8 @@
 """A checkpoint as published: what its files say, and the bytes of its tensors on demand.
 
-``open_checkpoint`` reads headers only. It accepts a GGUF file (or any part of a split one), a
-``.safetensors`` file, or a folder with either. Nothing in a folder is ever executed: pickled weights and
-Python files are refused by name, unread.
+``open_checkpoint`` reads headers only. It accepts a GGUF file (or any part of a split one), a ``.safetensors`` file, or
+a folder with either. Nothing in a folder is ever executed: pickled weights and Python files are refused by name,
+unread.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The published block formats: how many elements share a block, how many bytes it takes, what the bytes mean,
-and how far a kernel's product may be from the exact one.
+"""The published block formats: how many elements share a block, how many bytes it takes, what the bytes mean, and how
+far a kernel's product may be from the exact one.
 
-A format is named in lower case as the kernels name it (``q4_k``, ``bf16``). Three things hang on this one
-table: the readers (sizes of tensors), :func:`dequantize` (the meaning of the bytes, bit for bit that of the
-``gguf`` package) and :func:`product_limit` (the tolerance of a matrix product). Formats without
-``activation`` are side tensors: they can be read, and no kernel multiplies by them.
+A format is named in lower case as the kernels name it (``q4_k``, ``bf16``). Three things hang on this one table: the
+readers (sizes of tensors), :func:`dequantize` (the meaning of the bytes, bit for bit that of the ``gguf`` package) and
+:func:`product_limit` (the tolerance of a matrix product). Formats without ``activation`` are side tensors: they can be
+read, and no kernel multiplies by them.
 
 Tolerance of a product. ``exact`` is the product of the dequantised weights with the float32 activations, computed in
-float64. Where ``activation`` is "int8", kernels round activations to int8 per group of 32: a group's step is
+float64. Where ``activation`` is "int8", kernels round activations to int8 per group of 32: the step of a group is
 ``max|x| / 127``, and each value is off by at most half a step. Everything else is rounding of float32 sums, which stays
 below ``SUM_ROUNDING * sum|w * x|``. Two bounds follow, per output:
 
@@ -124,9 +124,8 @@ OTHER_GGUF_TYPES: Mapping[int, str] = MappingProxyType(
 def dequantize(format: str, data: npt.NDArray[Any], shape: Sequence[int]) -> Floats:
     """The float32 values of a tensor: ``data`` are its published bytes (uint8), rows in order.
 
-    Bit-equal to ``gguf.quants.dequantize``. ``f8_e4m3`` and ``f8_e8m0`` give the element alone: block scales
-    are the caller's. A scale that is not finite gives values that are not finite; whoever binds the weights
-    refuses those.
+    Bit-equal to ``gguf.quants.dequantize``. ``f8_e4m3`` and ``f8_e8m0`` give the element alone: block scales are the
+    caller's. A scale that is not finite gives values that are not finite; whoever binds the weights refuses those.
     """
     info = FORMATS.get(format)
     decode = _DECODERS.get(format)
@@ -186,9 +185,7 @@ def _half(blocks: Bytes, at: int) -> Floats:
 
 
 def _planes(packed: Bytes, bits: int, run: int) -> Bytes:
-    """Unpack fields of ``bits`` bits: each run of ``run`` bytes gives its lowest fields first, then the next
-    higher.
-    """
+    """Unpack fields of ``bits`` bits: each run of ``run`` bytes gives its lowest fields first, then the next higher."""
     blocks, length = packed.shape
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     fields = packed.reshape(blocks, length // run, 1, run) >> shifts
@@ -251,8 +248,8 @@ def _q3_k(b: Bytes) -> Floats:
 def _six_bit_pairs(packed: Bytes) -> tuple[Floats, Floats]:
     """The 12 bytes of a K-block's scales: 8 scales and 8 minima of 6 bits each ([blocks, 8] twice).
 
-    Bytes 0-3 and 4-7 hold the first four of each in their low 6 bits and, on top, the high 2 bits of the last
-    four; bytes 8-11 hold the low 4 bits of those: scales in the low nibble, minima in the high one.
+    Bytes 0-3 and 4-7 hold the first four of each in their low 6 bits and, on top, the high 2 bits of the last four;
+    bytes 8-11 hold the low 4 bits of those: scales in the low nibble, minima in the high one.
     """
     first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate([first & 63, (third & 15) | (first >> 6) << np.uint8(4)], axis=1)

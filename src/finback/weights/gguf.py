@@ -1,8 +1,7 @@
 """Reader of GGUF headers (versions 2 and 3, little endian), of single files and of published splits.
 
-The header is parsed in one pass over a buffer that grows as needed, so a vocabulary of 150,000 entries costs
-a fraction of a second and the weights are never touched. Every count is compared with the bytes that are left
-before it is used.
+The header is parsed in one pass over a buffer that grows as needed, so a vocabulary of 150,000 entries costs a fraction
+of a second and the weights are never touched. Every count is compared with the bytes that are left before it is used.
 """
 
 from __future__ import annotations
@@ -62,9 +61,7 @@ _SPLIT_NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What one file says about itself. Arrays of numbers are read-only NumPy arrays, arrays of strings are
-    lists.
-    """
+    """What one file says about itself. Values of the metadata are plain Python: int, float, bool, str, list."""
 
     source: SourceFile
     metadata: Mapping[str, Any]
@@ -91,15 +88,9 @@ def read_header(source: SourceFile) -> GgufHeader:
 
 def read_model(path: Path) -> tuple[GgufHeader, ...]:
     """The headers of a model: one file, or every file of a split when ``path`` is one of them."""
-    header = read_header(look_at(path))
     match = _SPLIT_NAME.fullmatch(path.name)
     if match is None:
-        if header.metadata.get("split.count", 1) != 1:
-            raise MalformedFile(
-                f"{path} says that it is one of several parts but is not named like one",
-                hint="give the parts their published names, ...-00001-of-0000N.gguf",
-            )
-        return (header,)
+        return (_read_whole(path),)
     named_count = int(match["count"])
     if not 1 <= named_count <= MAX_SPLITS:
         raise UnsupportedModel(f"{path} is split into {named_count} parts; at most {MAX_SPLITS} are supported")
@@ -124,7 +115,7 @@ class _Cursor:
         self.path = source.path
         self.size = source.size
         self.descriptor = descriptor
-        self.buffer = np.empty(0, np.uint8).tobytes()
+        self.buffer = b""
         self.at = 0
         self.strings_left = MAX_STRINGS
         self.numbers_left = MAX_NUMBERS
@@ -324,6 +315,16 @@ def _check_names(tensors: tuple[TensorInfo, ...], path: Path) -> None:
 
 
 # --- splits
+
+
+def _read_whole(path: Path) -> GgufHeader:
+    header = read_header(look_at(path))
+    if header.metadata.get("split.count", 1) != 1:
+        raise MalformedFile(
+            f"{path} says that it is one of several parts but is not named like one",
+            hint="give the parts their published names, ...-00001-of-0000N.gguf",
+        )
+    return header
 
 
 def _read_part(path: Path, prefix: str, number: int, count: int) -> GgufHeader:

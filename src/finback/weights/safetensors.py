@@ -1,7 +1,7 @@
 """Reader of safetensors headers, of single files and of folders whose shards an index lists.
 
-The format is eight bytes of length, that many bytes of JSON, and the data. As its specification asks, the
-tensors must cover the data exactly: no overlap, no hole, nothing behind the end.
+The format is eight bytes of length, that many bytes of JSON, and the data. As its specification asks, the tensors must
+cover the data exactly: no overlap, no hole, nothing behind the end.
 """
 
 from __future__ import annotations

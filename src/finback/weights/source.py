@@ -1,10 +1,8 @@
-"""Bounded access to files that may lie: regular files only, exact reads, JSON with limits, names that cannot
-travel.
+"""Bounded access to files that may lie: regular files only, exact reads, JSON with limits, names that cannot travel.
 
-A model's files come from strangers. Nothing here trusts a count, a name or a length before it was compared
-with the size of the file that states it, and nothing allocates by such a number first. Weights are read with
-``pread`` and not through a mapping: a file that shrinks then gives an error, where a mapping would give a
-signal.
+A model's files come from strangers. Nothing here trusts a count, a name or a length before it was compared with the
+size of the file that states it, and nothing allocates by such a number first. Weights are read with ``pread`` and not
+through a mapping: a file that shrinks then gives an error, where a mapping would give a signal.
 """
 
 from __future__ import annotations
@@ -35,8 +33,7 @@ AGAIN_HINT = "the file is damaged or was cut short: pull the model again"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies. Invariant: ``nbytes`` fits format and shape, and offset + nbytes was inside the
-    file.
+    """Where a tensor lies. Invariant: ``nbytes`` fits format and shape, and offset + nbytes was inside the file.
 
     ``shape`` is in NumPy's order (slowest dimension first; experts are [experts, out, in]).
     """
@@ -65,9 +62,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A regular file as it was when it was first looked at; it is reopened for each use and must still be the
-    same.
-    """
+    """A regular file as it was when it was first looked at; it is reopened for each use and must still be the same."""
 
     path: Path
     size: int
