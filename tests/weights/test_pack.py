@@ -415,7 +415,7 @@ def _load_in_child(path: Path, cache: Path, slow: bool, done: Any) -> None:
 
 
 def _start(path: Path, cache: Path, *, slow: bool = False) -> tuple[Any, Any]:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     done = context.Queue()
     process = context.Process(target=_load_in_child, args=(path, cache, slow, done))
     process.start()
