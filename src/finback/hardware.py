@@ -96,6 +96,11 @@ def usable_cores(root: Path = Path("/")) -> int:
     return max(1, min(allowed, round(quota) if quota is not None else allowed))
 
 
+def busy_cores() -> float:
+    """Cores' worth of work that ran here in the last minute, of whatever programs; 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def kernels() -> Kernels:
     """What the kernels chose for this processor."""
     from finback import kernels as native

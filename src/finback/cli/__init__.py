@@ -1,1 +1,14 @@
-""""""
+"""The command line: one file per command, each of which parses, calls one function, and prints.
+
+Data goes to stdout, everything else to stderr; every listing also speaks ``--json``. Commands import what they need
+when they run, so that ``finback --help`` and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """The ``finback`` program."""
+    from finback.cli.app import app
+
+    app(prog_name="finback")

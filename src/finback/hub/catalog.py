@@ -62,6 +62,7 @@ class Entry:
     context: int
     licence: str
     size_is_exact: bool = False
+    sampling: tuple[tuple[str, float], ...] = ()  # as the makers recommend; files of their own say it first
     sha256: str | None = None
 
     @property
@@ -77,6 +78,7 @@ _MIT = "MIT"
 _MIT_LLAMA = "MIT; base model under the Llama community licence"
 _DEEPSEEK = "DeepSeek Model License"
 _BILLION = 1_000_000_000
+_REASONING = (("temperature", 0.6), ("top_p", 0.95))
 
 _SMOLLM2 = Entry(
     name=DEFAULT_MODEL,
@@ -99,6 +101,7 @@ _SMOLLM2 = Entry(
     context=8192,
     licence="Apache-2.0",
     size_is_exact=True,
+    sampling=(("temperature", 0.2), ("top_p", 0.9)),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
@@ -107,7 +110,10 @@ def _dense(title: str, parameters: float, kv_bytes_per_token: int, licence: str 
     """A dense distillation as published: two bytes per parameter, every parameter active."""
     count = round(parameters * _BILLION)
     source = Repository(f"deepseek-ai/{title}")
-    return Entry("", title, source, "BF16", 2 * count, count, count, kv_bytes_per_token, 131_072, licence)
+    size = 2 * count
+    return Entry(
+        "", title, source, "BF16", size, count, count, kv_bytes_per_token, 131_072, licence, sampling=_REASONING
+    )
 
 
 def _experts(title: str, size: float, parameters: float, active: float, kv: int, context: int, licence: str) -> Entry:
@@ -115,7 +121,9 @@ def _experts(title: str, size: float, parameters: float, active: float, kv: int,
     published = "BF16" if size > 1.5 * parameters else "FP8"
     total, used = round(parameters * _BILLION), round(active * _BILLION)
     source = Repository(f"deepseek-ai/{title}")
-    return Entry("", title, source, published, round(size * _BILLION), total, used, kv, context, licence)
+    sampling = _REASONING if "-R1" in title else ()
+    count = round(size * _BILLION)
+    return Entry("", title, source, published, count, total, used, kv, context, licence, sampling=sampling)
 
 
 _V2 = (471.5, 235.741, 21.4, 69_120, 131_072, _DEEPSEEK)

@@ -50,6 +50,10 @@ def unknown(text: str, store: Store) -> UnknownModel:
         )
     if names.parse_repository(text) and not text.startswith("local/"):
         return UnknownModel(f"{text} is not on this machine yet", hint=f"finback pull {text}")
+    several = catalog.matches(text)
+    if several:
+        choices = ", ".join(entry.name for entry in several)
+        return UnknownModel(f"{text} is the name of several models", hint=f"choose one: {choices}")
     near = catalog.nearest(text, [model.name for model in store.models()])
     if near:
         return UnknownModel(f"no model is called {text[:200]!r}", hint=f"near it: {', '.join(near)}")

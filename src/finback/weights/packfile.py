@@ -216,6 +216,17 @@ def remove_superseded(folder: Path, identity: PackIdentity) -> None:
         _remove_if_dead(path)
 
 
+def remove_packs_of(folder: Path, source: Path) -> int:
+    """Delete every pack that was made from the checkpoint at ``source``, in any format; the bytes freed."""
+    freed = 0
+    for path in folder.glob(f"*{SUFFIX}"):
+        header = _sound_header(path)
+        if header is not None and header.metadata.get("finback.source") == str(source.absolute()):
+            freed += path.stat().st_size
+            path.unlink()  # processes that have it mapped keep it until they end
+    return freed
+
+
 def _remove_if_dead(path: Path) -> None:
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -1,0 +1,243 @@
+"""``finback bench``: how fast a model reads a prompt and writes an answer here, and how near that is to the memory's
+limit.
+
+Decode is bound by memory: a step must read the active weights and the cache. ``bandwidth_share`` is what the step
+read per second over what all cores together can read, both measured in this run.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finback.cli.options import Format, Json, Threads, complete_model, settings_of
+from finback.errors import InvalidRequest
+from finback.hub.catalog import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from finback.api import LoadedModel
+    from finback.cli.facts import Facts
+    from finback.config import Settings
+    from finback.engine.engine import Engine
+
+_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is measured. Decode starts ``depth`` tokens into each of ``batch`` sequences; prefill reads one prompt."""
+
+    prompt: int
+    gen: int
+    depth: int
+    batch: int
+    repeats: int
+
+    @property
+    def context(self) -> int:
+        """Tokens that the longest sequence needs."""
+        return max(self.prompt, self.gen + 2) + self.depth + 1
+
+
+def bench(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name, a repository or a path.", autocompletion=complete_model)
+    ] = DEFAULT_MODEL,
+    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Prompt tokens whose reading is timed.")] = 512,
+    gen: Annotated[int, typer.Option("--gen", min=1, help="Answer tokens whose writing is timed.")] = 64,
+    depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens already in the context.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences that are written at once.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Medians are over so many runs.")] = 5,
+    threads: Threads = None,
+    format: Format = None,
+    json: Json = False,
+) -> None:
+    """Measure prefill and decode speed.
+
+    Decode is also shown as the share of the measured memory bandwidth that it uses.
+    """
+    from finback.cli.models import ensure_here, load
+    from finback.cli.output import print_json
+
+    work = Load(prompt, gen, depth, batch, repeats)
+    settings = settings_of(threads, None, format)
+    name = ensure_here(model, settings)
+    settings = _fitting(name, work, settings)
+    record = measure(name, work, settings, load)
+    if json:
+        print_json(record)
+    else:
+        _print(record)
+
+
+def _fitting(name: str, work: Load, settings: Settings) -> Settings:
+    """Settings with room for the work; a load that the model cannot carry is refused before it is loaded."""
+    from finback.cli.facts import facts_of
+    from finback.hub import resolve
+
+    longest = facts_of(resolve(name, settings), settings).config.max_position_embeddings
+    if work.context > longest:
+        raise InvalidRequest(
+            f"the load needs {work.context} tokens of context, the model has {longest}",
+            hint="lower --depth, --prompt or --gen",
+        )
+    return settings.override(context=work.context, max_requests=max(work.batch, 1))
+
+
+def measure(name: str, work: Load, settings: Settings, load: Any) -> dict[str, Any]:
+    """The record of one benchmark."""
+    from finback import hardware
+    from finback.cli.facts import facts_of
+    from finback.hub import resolve
+
+    facts = facts_of(resolve(name, settings), settings)
+    started = time.perf_counter()
+    with load(name, settings) as model:
+        load_s = time.perf_counter() - started
+        bandwidths = [hardware.read_bandwidth()]
+        timer = _Timer(model, work)
+        timer.warm_up()
+        prefill = [timer.prefill() for _ in range(work.repeats)]
+        decode = [timer.decode() for _ in range(work.repeats)]
+        bandwidths.append(hardware.read_bandwidth())
+        record = _record(facts, model, work, load_s, prefill, decode, max(bandwidths))
+        return record | {"prefill_depth": timer.prefill_depth}
+
+
+class _Timer:
+    """Runs requests of random tokens through the engine, as a server would, and reads the clock."""
+
+    def __init__(self, model: LoadedModel, work: Load) -> None:
+        self._engine: Engine = model.engine
+        self._vocabulary = model.config.vocab_size
+        self._work = work
+        self._random = random.Random(_SEED)
+        self._count = 0
+
+    @property
+    def prefill_depth(self) -> int:
+        """Where the timed part of the prompt begins: a whole number of steps, since the clock starts between two."""
+        step = self._engine.settings.batch_tokens
+        total = self._work.depth + self._work.prompt
+        return min(-(-self._work.depth // step), (total - 1) // step) * step
+
+    def warm_up(self) -> None:
+        """Bring the weights into memory and the processor to its speed; not timed."""
+        self._add(min(self._work.prompt, 64), 4)
+        self._finish()
+
+    def prefill(self) -> float:
+        """Tokens per second of reading a prompt, up to and with the first token of the answer."""
+        total, before = self._work.depth + self._work.prompt, self.prefill_depth
+        self._add(total, 1)
+        for _ in range(before // self._engine.settings.batch_tokens):
+            self._engine.step()
+        started = time.perf_counter()
+        self._finish()
+        return (total - before) / (time.perf_counter() - started)
+
+    def decode(self) -> float:
+        """Tokens per second of writing, over all sequences."""
+        waiting = {self._add(max(self._work.depth, 1), self._work.gen + 1) for _ in range(self._work.batch)}
+        while waiting:
+            waiting -= {output.request_id for output in self._engine.step() if output.tokens}
+        started = time.perf_counter()
+        written = 0
+        for _ in range(self._work.gen):
+            written += sum(len(output.tokens) for output in self._engine.step())
+        passed = time.perf_counter() - started
+        self._finish()
+        return written / passed
+
+    def _add(self, tokens: int, answer: int) -> str:
+        from finback.engine.request import SamplingParams
+
+        self._count += 1
+        name = f"bench-{self._count}"
+        prompt = [self._random.randrange(self._vocabulary) for _ in range(tokens)]
+        self._engine.add(name, prompt, SamplingParams(max_tokens=answer, temperature=0.0, ignore_eos=True))
+        return name
+
+    def _finish(self) -> None:
+        while self._engine.has_work:
+            for output in self._engine.step():
+                if output.error is not None:
+                    raise output.error
+
+
+def _record(
+    facts: Facts,
+    model: LoadedModel,
+    work: Load,
+    load_s: float,
+    prefill: list[float],
+    decode: list[float],
+    bandwidth: float,
+) -> dict[str, Any]:
+    from finback import hardware
+
+    speed = statistics.median(decode)
+    step_bytes = facts.step_bytes(work.batch, work.depth + work.gen / 2)
+    return {
+        "model": model.name,
+        "path": str(facts.path),
+        "prompt": work.prompt,
+        "gen": work.gen,
+        "depth": work.depth,
+        "batch": work.batch,
+        "threads": model.settings.threads,
+        "repeats": work.repeats,
+        "processor": hardware.processor().model,
+        "isa": hardware.kernels().isa,
+        "load_s": round(load_s, 3),
+        "prefill_tokens_per_s": statistics.median(prefill),
+        "decode_tokens_per_s": speed,
+        "prefill_runs": prefill,
+        "decode_runs": decode,
+        "read_bandwidth_bytes_per_s": bandwidth,
+        "read_bytes_per_step": step_bytes,
+        "bandwidth_share": speed / work.batch * step_bytes / bandwidth,
+        "peak_memory_bytes": _peak_memory_bytes(),
+        "weights_bytes": facts.plan.nbytes,
+    }
+
+
+def _peak_memory_bytes() -> int | None:
+    """The most memory that this process had at a time, mapped weights included."""
+    try:
+        import resource
+        import sys
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _print(record: dict[str, Any]) -> None:
+    from finback.cli.output import print_facts, rate_text, size_text
+
+    def spread(runs: list[float]) -> str:
+        return f"{rate_text(statistics.median(runs))} tokens/s (from {rate_text(min(runs))} to {rate_text(max(runs))})"
+
+    print_facts(
+        [
+            ("model", f"{record['model']}, {record['threads']} threads, {record['isa']}, {record['processor']}"),
+            (
+                "prefill",
+                f"{spread(record['prefill_runs'])}, {record['prompt']} tokens at depth {record['prefill_depth']}",
+            ),
+            ("decode", f"{spread(record['decode_runs'])}, batch {record['batch']} at depth {record['depth']}"),
+            ("per step", f"{size_text(record['read_bytes_per_step'])} of weights and cache"),
+            (
+                "bandwidth",
+                f"{size_text(record['read_bandwidth_bytes_per_s'])}/s measured; decode uses "
+                f"{record['bandwidth_share']:.0%} of it",
+            ),
+            ("memory", f"{size_text(record['peak_memory_bytes'] or 0)} at the most; {record['repeats']} repeats"),
+        ]
+    )

@@ -1,0 +1,45 @@
+"""``finback pull``: bring a model to this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from finback.cli.options import Json, ModelName, settings_of
+
+
+def pull(
+    model: ModelName,
+    select: Annotated[
+        str | None,
+        typer.Option("--select", metavar="FORMAT|FILE", help="Which GGUF of a repository: a format or a file name."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a repository.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What to call a local model; default: its file name.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Bring a model to this machine.
+
+    MODEL is a name of the catalog, a Hugging Face repository (owner/name, with :FORMAT to pick one of several
+    GGUF files), or a local path.
+
+    A pull that breaks off goes on where it stopped when the same command runs again. Every file is checked
+    against its published digest before it gets its name. A local model is registered and not copied.
+    """
+    from finback.cli import output
+    from finback.cli.models import record_of
+    from finback.cli.progress import pull_progress
+    from finback.hub.pull import pull as fetch
+
+    settings = settings_of()
+    pulled = fetch(model, settings, name=name, revision=revision, selection=select, progress=pull_progress())
+    if json:
+        output.print_json(record_of(pulled))
+        return
+    files = f"{len(pulled.files)} file{'s' if len(pulled.files) != 1 else ''}"
+    output.note(
+        f"{pulled.name} is ready: {files}, {output.size_text(pulled.size_bytes)}. Try: finback chat {pulled.name}"
+    )

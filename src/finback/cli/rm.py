@@ -1,0 +1,30 @@
+"""``finback rm``: give the disk space of a model back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from finback.cli.options import complete_pulled, settings_of
+
+
+def rm(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", autocompletion=complete_pulled)],
+) -> None:
+    """Delete models.
+
+    What was prepared from them goes too. Files of a local model stay: only its registration is removed.
+    """
+    from finback.cli.output import note, size_text
+    from finback.hub.locate import find_pulled
+    from finback.hub.store import Store
+    from finback.weights.packfile import remove_packs_of
+
+    settings = settings_of()
+    store = Store(settings.home)
+    for name in models:
+        model = find_pulled(name, store)
+        freed = remove_packs_of(settings.home / "packs", model.location) if model else 0
+        freed += store.remove(model.name if model else name)
+        note(f"removed {model.name if model else name}: {size_text(freed)} freed")
