@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from finback.errors import MalformedFile
 
@@ -49,8 +49,8 @@ class MoeConfig:
     moe_intermediate_size: int
     first_k_dense_replace: int
     moe_layer_freq: int = 1
-    scoring_func: str = "softmax"  # softmax | sigmoid
-    group_rule: str = "none"  # none | max | top2
+    scoring_func: Literal["softmax", "sigmoid"] = "softmax"
+    group_rule: Literal["none", "max", "top2"] = "none"
     n_group: int = 1
     topk_group: int = 1
     norm_topk_prob: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from finback.errors import ShapeMismatch, UnsupportedModel
 from finback.weights.config import ModelConfig, MoeConfig, RopeConfig, dtype_of_tensors, yarn_mscale
@@ -143,7 +143,7 @@ def _moe(fields: Fields, checkpoint: Checkpoint) -> tuple[MoeConfig | None, tupl
     gating = fields.integer("expert_gating_func", 0, 255, default=0) or (2 if has_bias else 1)
     fields.refuse_unless(gating in (1, 2), "expert_gating_func", "is not softmax (1) or sigmoid (2)")
     groups, chosen, notes = _groups(fields, gating)
-    rule = "none" if groups == 1 else "top2" if gating == 2 else "max"
+    rule: Literal["none", "max", "top2"] = "none" if groups == 1 else "top2" if gating == 2 else "max"
     moe = MoeConfig(
         n_routed_experts=experts,
         num_experts_per_tok=fields.integer("expert_used_count", 1, MAX_EXPERTS),

@@ -34,7 +34,7 @@ from finback.weights.packfile import (
     remove_superseded,
     stored_report,
 )
-from finback.weights.plan import Plan, PlannedField, make_plan, streamed_bytes_per_token
+from finback.weights.plan import NarrowFormat, Plan, PlannedField, make_plan, streamed_bytes_per_token
 from finback.weights.published import Published
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _pack_all(checkpoint: Checkpoint, plan: Plan, writer: PackWriter) -> dict[st
         else:
             packer = _FieldPacker(published, field, writer)
             packer.run()
-            if field.quantized:
+            if field.narrow is not None:
                 errors[field.source.field] = packer.relative_error
     return errors
 
@@ -203,19 +203,19 @@ class _FieldPacker:
 
     def _blocks(self, piece: Rows, start: int, stop: int) -> tuple[Bytes, Floats | None]:
         """Row-major blocks in the tile's format, and the scales where the format keeps them apart."""
-        source, tile = self._field.source, self._field.tile_format
-        if self._field.quantized:
-            return self._quantized(self._published.floats(source, piece, start, stop)), None
+        source, narrow = self._field.source, self._field.narrow
+        if narrow is not None:
+            return self._quantized(narrow, self._published.floats(source, piece, start, stop)), None
         if source.transpose:
             return self._published.transposed(source, piece), None
-        if tile != source.format:
+        if source.tile_format != source.format:
             return self._published.floats(source, piece, start, stop).reshape(-1).view(np.uint8), None
         data = self._published.rows(source, piece, start, stop)
         scales = None if source.fp8_block is None else self._published.tile_scales(source, piece, start, stop)
         return data, scales
 
-    def _quantized(self, values: Floats) -> Bytes:
-        data, error = kernels.quantize(self._field.tile_format, values)
+    def _quantized(self, narrow: NarrowFormat, values: Floats) -> Bytes:
+        data, error = kernels.quantize(narrow, values)
         squares = float(np.einsum("ij,ij->", values, values, dtype=np.float64))
         self._squares += squares
         self._squared_error += error * squares

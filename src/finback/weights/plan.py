@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from finback import kernels
 from finback.errors import ConfigError
@@ -25,6 +26,7 @@ from finback.weights.config import ModelConfig
 
 ALIGNMENT_BYTES = 4096
 PLAIN_FORMATS = ("f32", "f16", "bf16", "f8_e4m3")
+NarrowFormat = Literal["q8_0", "q4_0", "q4_1"]
 BLOCK_COLUMNS = 32  # of q8_0, q4_0 and q4_1
 
 _KEPT = ("attn.k_up", "attn.k_absorb", "moe.router")
@@ -36,15 +38,15 @@ class PlannedField:
     """A field's format and place. Invariant: ``offset`` is aligned; experts follow each other in equal strides."""
 
     source: Source
-    tile_format: str
+    narrow: NarrowFormat | None  # what its values are rounded to, or None: they are kept
     note: str
     offset: int
     nbytes: int
 
     @property
-    def quantized(self) -> bool:
-        """Whether the values are rounded to a narrower format."""
-        return self.tile_format != self.source.tile_format
+    def tile_format(self) -> str:
+        """The packed format."""
+        return self.narrow or self.source.tile_format
 
     @property
     def padded_bytes(self) -> int:
@@ -72,8 +74,9 @@ def make_plan(binding: Binding, format: str | None = None) -> Plan:
         _check_plain(binding.sources, format)
     fields, offset = [], 0
     for source in binding.sources.values():
-        tile, note = (source.tile_format, source.note) if format is None else _narrowed(source, format)
-        field = PlannedField(source, tile, note, offset, _packed_bytes(source, tile))
+        narrow, note = (None, source.note) if format is None else _narrowed(source, format)
+        nbytes = _packed_bytes(source, narrow or source.tile_format)
+        field = PlannedField(source, narrow, note, offset, nbytes)
         fields.append(field)
         offset += field.padded_bytes
     return Plan(tuple(fields), format, offset)
@@ -95,17 +98,17 @@ def _check_plain(sources: Mapping[str, Source], format: str) -> None:
             )
 
 
-def _narrowed(source: Source, format: str) -> tuple[str, str]:
-    """Tile format and note by the policy above."""
+def _narrowed(source: Source, format: str) -> tuple[NarrowFormat | None, str]:
+    """The narrower format, if any, and the note, by the policy above."""
     name = _name_in_layer(source.field)
     if source.is_vector or name in _KEPT:
-        return source.tile_format, source.note
+        return None, source.note
     if source.shape[2] % BLOCK_COLUMNS:
-        return source.tile_format, f"kept: {source.shape[2]} columns are not whole blocks of {BLOCK_COLUMNS}"
+        return None, f"kept: {source.shape[2]} columns are not whole blocks of {BLOCK_COLUMNS}"
     return _narrow_format(name, format), f"quantised, as asked ({format})"
 
 
-def _narrow_format(name: str, format: str) -> str:
+def _narrow_format(name: str, format: str) -> NarrowFormat:
     if format == "q8" or name in _SENSITIVE:
         return "q8_0"
     return "q4_1" if name == "moe.down" else "q4_0"
