@@ -1,9 +1,9 @@
 """What one step runs: the arrays that the engine's runner hands to a model, and nothing else.
 
-A batch is a flat list of token rows. Rows of one sequence that play one role (prompt or generated) and sit at
-consecutive positions form a segment; segments follow each other without gaps. A row's slot, which is
-``block * block_size + offset``, says where its keys and values go; the sequence's row of ``block_tables`` says
-where its earlier ones are.
+A batch is a flat list of token rows. Rows of one sequence that play one role (prompt or generated) and sit
+at consecutive positions form a segment; segments follow each other without gaps. A row's slot, which is
+``block * block_size + offset``, says where its keys and values go; the sequence's row of ``block_tables``
+says where its earlier ones are.
 """
 
 from __future__ import annotations

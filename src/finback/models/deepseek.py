@@ -2,9 +2,9 @@
 
 MLA caches one latent vector and one rotary key per token, shared by all heads. Attention over them has two
 forms with the same value. Expanded: keys and values of every head are computed from the latents, which is
-cheaper when many queries share them, so prompt tokens use it. Absorbed: the queries are mapped into the latent
-space instead, so that a generated token touches nothing but the latents. Which form a token takes depends on
-its role alone, never on what else is in the batch.
+cheaper when many queries share them, so prompt tokens use it. Absorbed: the queries are mapped into the
+latent space instead, so that a generated token touches nothing but the latents. Which form a token takes
+depends on its role alone, never on what else is in the batch.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """What the families share: the decoder loop, both kinds of feed-forward layer, typed access to bound weights.
 
-A layer returns the residual stream ``x`` (float32 [rows, hidden]) with its own part added, so that kernels can
-add in their last pass. Every row is computed from that row alone; all that rows of a sequence share is the cache.
+A layer returns the residual stream ``x`` (float32 [rows, hidden]) with its own part added, so that kernels
+can add in their last pass. Every row is computed from that row alone; all that rows of a sequence share is
+the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -97,11 +98,11 @@ class Model:
     """A decoder, ready to run: embedding, layers, final norm, head (the embedding again where tied)."""
 
     config: ModelConfig
-    embed: Matrix
-    layers: Sequence[Layer]
-    norm: Array
-    head: Matrix
-    rotary: Rotary
+    embed: Matrix = field(repr=False)
+    layers: Sequence[Layer] = field(repr=False)
+    norm: Array = field(repr=False)
+    head: Matrix = field(repr=False)
+    rotary: Rotary = field(repr=False)
 
     def cache_layout(self) -> list[dict[str, tuple[int, ...]]]:
         """Per layer: the arrays that the cache needs, by name, with the shape of one token's entry."""

@@ -1,7 +1,7 @@
 """llama, qwen2 and qwen3: grouped-query attention and dense SwiGLU (R1 distills, SmolLM2).
 
-The three differ only in what the file brings: qwen2 has biases on q, k and v; qwen3 normalises each head of q
-and k.
+The three differ only in what the file brings: qwen2 has biases on q, k and v; qwen3 normalises each head of
+q and k.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rotary position tables: the angle of each pair of dimensions at each position, for every scaling rule.
 
 The tables are float32 and follow the published order of operations, because at position 100,000 one unit in
-the last place of a frequency is already an angle that shows in the logits. They are computed once per step for
-the positions of the batch, and every layer shares them.
+the last place of a frequency is already an angle that shows in the logits. They are computed once per step
+for the positions of the batch, and every layer shares them.
 """
 
 from __future__ import annotations
