@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from finback.weights.pack import load_weights
 
 from finback.models import Model, build
 from finback.weights.checkpoint import open_checkpoint
 from finback.weights.config import ModelConfig
+from finback.weights.pack import load_weights
 from tests.vectors.models.tiny import Tiny, tiny_tensors
 from tests.weights.writers import Raw, write_safetensors_folder
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finback.weights.pack import load_weights
 
 from finback.errors import MissingTensor, ShapeMismatch, UnsupportedModel
 from finback.models import Batch, Segment, build
 from finback.weights.checkpoint import open_checkpoint
 from finback.weights.config import ModelConfig
+from finback.weights.pack import load_weights
 from tests.models.files import write_folder
 from tests.vectors.models.tiny import TINY
 

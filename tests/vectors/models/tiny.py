@@ -114,22 +114,22 @@ class Tiny:
     fp8_block: int = 128
 
 
-def _llama(**changes: Any) -> dict[str, Any]:
-    return DENSE | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | changes
-
-
-def _qwen(generation: int, **changes: Any) -> dict[str, Any]:
-    own = {"model_type": f"qwen{generation}", "architectures": [f"Qwen{generation}ForCausalLM"]}
-    return DENSE | own | {"use_sliding_window": False} | changes
+def dense_config(kind: str, **changes: Any) -> dict[str, Any]:
+    """config.json of a llama, qwen2 or qwen3 model."""
+    return DENSE | {"model_type": kind, "architectures": [f"{kind.capitalize()}ForCausalLM"]} | changes
 
 
 TINY: dict[str, Tiny] = {
-    "llama": Tiny(_llama(rope_scaling=LLAMA3, tie_word_embeddings=True)),
-    "llama_bias": Tiny(_llama(attention_bias=True, num_key_value_heads=6, head_dim=20, rope_theta=500000.0), seed=2),
-    "qwen2": Tiny(_qwen(2, rope_scaling={"rope_type": "linear", "factor": 3.0}), seed=4),
+    "llama": Tiny(dense_config("llama", rope_scaling=LLAMA3, tie_word_embeddings=True)),
+    "llama_bias": Tiny(
+        dense_config("llama", attention_bias=True, num_key_value_heads=6, head_dim=20, rope_theta=500000.0), seed=2
+    ),
+    "qwen2": Tiny(dense_config("qwen2", rope_scaling={"rope_type": "linear", "factor": 3.0}), seed=4),
     "qwen3": Tiny(
-        _qwen(
-            3, head_dim=24, rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 160}
+        dense_config(
+            "qwen3",
+            head_dim=24,
+            rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 160},
         )
     ),
     "v2_lite": Tiny(
@@ -195,7 +195,9 @@ TINY: dict[str, Tiny] = {
         },
         seed=2,
     ),
-    "qwen2_fp8": Tiny(_qwen(2, hidden_size=256, intermediate_size=384, num_attention_heads=8), fp8_scales="f32"),
+    "qwen2_fp8": Tiny(
+        dense_config("qwen2", hidden_size=256, intermediate_size=384, num_attention_heads=8), fp8_scales="f32"
+    ),
     "v3_fp8": Tiny(
         V3 | {"hidden_size": 256, "intermediate_size": 384, "moe_intermediate_size": 128, "kv_lora_rank": 120},
         fp8_scales="e8m0",
