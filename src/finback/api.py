@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from finback import hub, kernels, models
+from finback import hardware, hub, kernels, models
 from finback.config import Settings, load_settings
 from finback.engine.defaults import published_defaults
 from finback.engine.engine import Engine
@@ -156,9 +156,9 @@ class LoadedModel:
     def stream(self, prompt: str | Sequence[int], **sampling: Unpack[Sampling]) -> Iterator[Piece]:
         """As :meth:`generate`, piece by piece."""
         params = self._params(sampling, max_tokens=DEFAULT_MAX_TOKENS)
-        text = isinstance(prompt, str)
-        tokens = self.tokenizer.encode(prompt, bos=self.tokenizer.adds_bos) if text else prompt
-        return _pieces(self._turns.start(tokens, params), _PlainReader())
+        if isinstance(prompt, str):
+            prompt = self.tokenizer.encode(prompt, bos=self.tokenizer.adds_bos)
+        return _pieces(self._turns.start(prompt, params), _PlainReader())
 
     def chat(
         self,
@@ -235,11 +235,12 @@ def _load(path: Path, name: str, settings: Settings) -> LoadedModel:
     defaults = published_defaults(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     chat = chat_format(checkpoint, tokenizer)
-    settings = settings.override(threads=settings.threads or kernels.threads())
-    kernels.set_threads(settings.threads)
-    cache_dir = settings.home / "packs"
-    weights = load_weights(checkpoint, config, format=settings.format, cache_dir=cache_dir, threads=settings.threads)
-    engine = Engine(models.build(config, weights), tokenizer, settings, plan=plan)
+    threads = settings.threads or hardware.usable_cores()
+    kernels.set_threads(threads)
+    packs = settings.home / "packs"
+    weights = load_weights(checkpoint, config, format=settings.format, cache_dir=packs, threads=threads)
+    model = models.build(config, weights)
+    engine = Engine(model, tokenizer, settings.override(threads=threads), plan=plan)
     return LoadedModel(name, engine, chat, defaults)
 
 
@@ -322,6 +323,8 @@ def _whole(pieces: Iterator[Piece]) -> Completion:
     """The sum of an answer's pieces."""
     every = list(pieces)
     last = every[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
     logprobs = [entry for piece in every for entry in piece.logprobs]
     return Completion(
         text="".join(every),

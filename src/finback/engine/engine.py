@@ -63,6 +63,11 @@ class Engine:
         self._eos_ids = frozenset(tokenizer.eos_ids) | frozenset(model.config.eos_token_ids)
 
     @property
+    def model(self) -> Model:
+        """The model that runs; EngineError when the engine is closed."""
+        return self._open_runner().model
+
+    @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.plan.context

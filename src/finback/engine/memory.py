@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finback import hardware
 from finback.config import Settings
 from finback.errors import ConfigError, ModelTooLarge
 
@@ -56,16 +57,14 @@ def default_kv_dtype(config: ModelConfig) -> str:
 
 def memory_for_cache(weights_bytes: int) -> int:
     """Memory that the cache may take beside weights that are still to be loaded; ModelTooLarge if they do not fit."""
-    import psutil  # not at the top: few commands probe memory
-
-    memory = psutil.virtual_memory()
-    if weights_bytes > memory.total:
+    memory = hardware.memory()
+    if weights_bytes > memory.total_bytes:
         raise ModelTooLarge(
-            f"the weights take {weights_bytes / 2**30:.1f} GiB of memory; this machine has {memory.total / 2**30:.1f}",
+            f"the weights take {weights_bytes / 2**30:.1f} GiB of memory; this machine has {memory.total_bytes / 2**30:.1f}",
             hint="take a smaller model, or pack this one narrower (format q8 or q4)",
         )
     # Mapped weights can be read again from disk, so a tight machine still gets a small cache.
-    return max(memory.available - weights_bytes, memory.available // 8) // 2
+    return max(memory.available_bytes - weights_bytes, memory.available_bytes // 8) // 2
 
 
 def _context(longest: int, asked: int | None, affordable: int) -> int:

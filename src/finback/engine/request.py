@@ -86,7 +86,8 @@ class SamplingParams:
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
     """Raise InvalidRequest unless ``value`` is a whole number in [low, high]."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:
         raise InvalidRequest(f"{name} must be a whole number from {low} to {high}, not {value!r}", parameter=name)
 
 

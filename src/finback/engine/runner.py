@@ -23,13 +23,13 @@ class Runner:
     """Runs work on a model. Rows that choose no token get no logits."""
 
     def __init__(self, model: Model, plan: CachePlan) -> None:
-        self._model = model
+        self.model = model
         self._cache = _allocate(model, plan)
 
     def run(self, plan: Sequence[Work], *, every_row: bool = False) -> NDArray[np.float32]:
         """Logits of the last row of each work that completes its request, in order; of every row if asked."""
         batch = build_batch(plan, every_row=every_row)
-        return self._model.forward(batch, self._cache)
+        return self.model.forward(batch, self._cache)
 
 
 def _allocate(model: Model, plan: CachePlan) -> list[dict[str, NDArray[Any]]]:
