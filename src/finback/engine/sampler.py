@@ -55,17 +55,22 @@ class Sampler:
     def choose(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> tuple[int, TokenLogprob | None]:
         """The token after ``tokens``, and its log-probability if asked for. EngineError if a logit is NaN."""
         _check_finite(logits)
+        token = self._draw(self._adjusted(logits, tokens), len(tokens))
+        count = self._params.logprobs
+        return token, None if count is None else token_logprob(logits, token, count)
+
+    def _draw(self, logits: NDArray[np.float32], position: int) -> int:
         params = self._params
-        chance = 0.0 if params.greedy else uniform(self._seed, len(tokens))
-        token = kernels.sample(
-            self._adjusted(logits, tokens),
-            temperature=0.0 if params.greedy else params.temperature,
+        if params.greedy:
+            return kernels.sample(logits, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, uniform=0.0)
+        return kernels.sample(
+            logits,
+            temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
-            uniform=chance,
+            uniform=uniform(self._seed, position),
         )
-        return token, None if params.logprobs is None else token_logprob(logits, token, params.logprobs)
 
     def _adjusted(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
         """The logits with penalties and bias; the model's own array when there are none."""
