@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.hub.conftest import COMMIT, IMPATIENT, REPO, FakeHub, Fault, Recorder
 
 from finback.errors import ChecksumMismatch, ConfigError, DownloadError, UnknownModel
 from finback.hub.http import Http, Patience, RemoteFile, endpoint_from, token_from
 from finback.hub.partial import Digest
+from tests.hub.conftest import COMMIT, IMPATIENT, REPO, FakeHub, Fault, Recorder
 
 SIZE = 300_000
 CONTENT = random.Random(1).randbytes(SIZE)

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.hub.conftest import REPO, FakeHub, Fault
 
 from finback.config import Settings
 from finback.hub.store import Store
+from tests.hub.conftest import REPO, FakeHub, Fault
 
 KILLS = int(os.environ.get("KILLS", "25"))
 RANDOM = random.Random(3)

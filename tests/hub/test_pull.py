@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.hub.conftest import COMMIT, IMPATIENT, REPO, FakeHub, Fault, Recorder
 
 from finback.config import Settings
 from finback.errors import (
@@ -27,6 +26,7 @@ from finback.hub import resolve
 from finback.hub.huggingface import gguf_format
 from finback.hub.pull import pull
 from finback.hub.store import PulledModel, Store
+from tests.hub.conftest import COMMIT, IMPATIENT, REPO, FakeHub, Fault, Recorder
 
 RANDOM = random.Random(2)
 SAFETENSORS = {

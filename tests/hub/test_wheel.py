@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.hub.conftest import Recorder
 
 from finback.config import Settings
 from finback.errors import ChecksumMismatch, DownloadError, UnknownModel, UnsupportedModel
@@ -17,6 +16,7 @@ from finback.hub import catalog, resolve, wheel
 from finback.hub.catalog import Entry, Wheel
 from finback.hub.pull import pull
 from finback.hub.store import Store
+from tests.hub.conftest import Recorder
 
 CONTENT = b"GGUF" + bytes(range(256)) * 400
 MEMBER = "tiny_model/Tiny.gguf"

@@ -47,10 +47,11 @@ def ensure_here(name: str, settings: Settings) -> str:
 
 def load(name: str, settings: Settings) -> LoadedModel:
     """The model, loaded, with a word on stderr while that takes its time."""
-    from finback import api
     from finback.cli.output import stderr
 
     name = ensure_here(name, settings)
+    from finback import api  # heavy: after the name is known to be good
+
     if not sys.stderr.isatty():
         return api.load(name, settings=settings)
     with stderr().status(f"loading {name} (the first time also prepares its weights)", spinner="dots"):

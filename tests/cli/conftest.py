@@ -1,0 +1,75 @@
+"""Commands run in this process, with a home of their own and an environment that nobody else has touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from finback.cli.app import app
+from finback.hub.store import PulledModel, Store, StoredFile
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> tuple[str, str | None]:
+        """(message, hint) of a reported error, which must be all that is on stderr."""
+        first, *rest = self.err.splitlines()
+        assert first.startswith("error: "), self.err
+        assert len(rest) <= 1, self.err
+        assert all(line.startswith("hint: ") for line in rest), self.err
+        return first.removeprefix("error: "), rest[0].removeprefix("hint: ") if rest else None
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    for name in ("FINBACK_THREADS", "FINBACK_CONTEXT", "FINBACK_FORMAT", "HF_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FINBACK_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def cli(home: Path) -> Cli:
+    """``cli("list", "--json", input=None)``: run a command."""
+
+    def run(*arguments: str, input: str | None = None, status: int | None = None) -> Outcome:
+        result = CliRunner().invoke(app, list(arguments), input=input, prog_name="finback")
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        outcome = Outcome(result.exit_code, result.stdout, result.stderr)
+        assert status is None or outcome.status == status, outcome
+        return outcome
+
+    return run
+
+
+def put_model(home: Path, name: str, content: bytes = b"GGUF" * 1000) -> PulledModel:
+    """A pulled model of which nothing but the record is sound."""
+    store = Store(home)
+    path = store.files_folder(name) / "x.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    files = (StoredFile("x.gguf", len(content), "ab" * 32),)
+    model = PulledModel(name, "somewhere", "c0ffee", "2026-01-02T03:04:05+00:00", path, files)
+    store.record(model)
+    return model
