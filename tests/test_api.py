@@ -58,7 +58,7 @@ class TinyChat:
         self.asked = options
         return [chat.Piece(f"{message['role']}: {message['content']}\n", trusted=True) for message in messages]
 
-    def parser(self, thinking: bool | None = None) -> BracketParser:
+    def parser(self, thinking: bool | None = None, **options: Any) -> BracketParser:
         return BracketParser()
 
 

@@ -184,8 +184,8 @@ class LoadedModel:
         if self.chat_format is None:
             raise InvalidRequest(f"{self.name} has no chat format", hint="it continues text: use generate or stream")
         prompt = self.chat_format.render(messages, tools=tools, thinking=thinking)
-        tokens = self.tokenizer.encode_pieces(prompt)
-        return _pieces(self._turns.start(tokens, params), _ChatReader(self.chat_format.parser(thinking)))
+        parser = self.chat_format.parser(thinking, prompt=prompt, tools=bool(tools))
+        return _pieces(self._turns.start(self.tokenizer.encode_pieces(prompt), params), _ChatReader(parser))
 
     def close(self) -> None:
         """End all requests and give the memory back. A second call does nothing."""

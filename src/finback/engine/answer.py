@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finback.text.stream import Detokenizer
+from finback.text.detokenizer import Detokenizer
 from finback.text.tokenizer import Tokenizer
 
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from finback.text.detokenizer import Detokenizer
 from finback.text.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
 from finback.text.reasoning import ReasoningSplitter
 from finback.text.tool_calls import CallParser, NoCalls
 
 __all__ = [
     "Content",
-    "Detokenizer",
     "Event",
     "Reasoning",
     "StreamParser",
