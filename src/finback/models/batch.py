@@ -61,7 +61,7 @@ class Batch:
     def context_slots(self, segment: Segment, block_size: int) -> NDArray[np.int64]:
         """Slots of every position that the segment sees, from position 0 on."""
         positions = np.arange(segment.context)
-        blocks = self.block_tables[segment.seq, positions // block_size].astype(np.int64)
+        blocks: NDArray[np.int64] = self.block_tables[segment.seq, positions // block_size].astype(np.int64)
         return blocks * block_size + positions % block_size
 
     def check_integrity(self) -> None:

@@ -86,7 +86,7 @@ def _yarn(rope: RopeConfig, dim: int) -> Vector:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32((high - low) or 0.001)
-    kept = np.float32(1) - np.clip(ramp, np.float32(0), np.float32(1))
+    kept: Vector = np.float32(1) - np.clip(ramp, np.float32(0), np.float32(1))
     interpolated = np.float32(1) / (np.float32(rope.factor) * powers)
     return interpolated * (np.float32(1) - kept) + np.float32(1) / powers * kept
 
