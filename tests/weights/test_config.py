@@ -217,7 +217,6 @@ def test_tied_embeddings_follow_the_files(tmp_path: Path) -> None:
         ({"model_type": "deepseek_v4"}, "deepseek_v4"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"moe_layer_freq": 2}, "moe_layer_freq"),
         ({"topk_method": "greedy"}, "topk_method"),
         ({"scoring_func": "softmax"}, "scoring_func"),
         ({"rope_scaling": {"type": "longrope", "factor": 4}}, "longrope"),
@@ -233,6 +232,16 @@ def test_tied_embeddings_follow_the_files(tmp_path: Path) -> None:
 def test_options_that_do_not_run(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModel, match=message):
         read({**V3, **changes})
+
+
+def test_the_files_say_which_layers_have_experts(tmp_path: Path) -> None:
+    """moe_layer_freq is ignored by transformers, and honoured by the published code."""
+    every_second = {**V3, "first_k_dense_replace": 1, "num_hidden_layers": 6, "moe_layer_freq": 2}
+    honoured = read(every_second)
+    assert [honoured.is_moe_layer(layer) for layer in range(6)] == [False, False, True, False, True, False]
+    folder = write_tiny_folder(tmp_path, "deepseek_v3", moe_layer_freq=2)  # has experts in layers 1 and 2
+    ignored = ModelConfig.from_checkpoint(open_checkpoint(folder))
+    assert [ignored.is_moe_layer(layer) for layer in range(3)] == [False, True, True]
 
 
 def test_sliding_windows_do_not_run() -> None:

@@ -86,9 +86,10 @@ def _yarn(rope: RopeConfig, dim: int) -> Vector:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32((high - low) or 0.001)
-    kept: Vector = np.float32(1) - np.clip(ramp, np.float32(0), np.float32(1))
+    kept = np.float32(1) - np.clip(ramp, np.float32(0), np.float32(1))
     interpolated = np.float32(1) / (np.float32(rope.factor) * powers)
-    return interpolated * (np.float32(1) - kept) + np.float32(1) / powers * kept
+    blended: Vector = interpolated * (np.float32(1) - kept) + np.float32(1) / powers * kept
+    return blended
 
 
 def _pair_of_turns(rope: RopeConfig, dim: int, turns: float) -> float:

@@ -139,7 +139,8 @@ class ModelConfig:
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether this layer's feed-forward part is a mixture of experts."""
-        return self.moe is not None and layer >= self.moe.first_k_dense_replace
+        moe = self.moe
+        return moe is not None and layer >= moe.first_k_dense_replace and layer % moe.moe_layer_freq == 0
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Cache bytes of one token over all layers, for elements of ``dtype``."""

@@ -39,7 +39,7 @@ def read(checkpoint: Checkpoint) -> ModelConfig:
     activation = fields.text("hidden_act", default="silu")
     fields.refuse_unless(activation == "silu", "hidden_act", "is not supported")
     fields.refuse_unless(not fields.flag("mlp_bias", default=False), "mlp_bias", "is not supported")
-    own = _mla(fields, model_type) if model_type in MLA_TYPES else _gqa(fields, model_type)
+    own = _mla(fields, model_type, checkpoint) if model_type in MLA_TYPES else _gqa(fields, model_type)
     tied = fields.flag("tie_word_embeddings", default=False)
     return ModelConfig(
         model_type=model_type,
@@ -93,11 +93,11 @@ def _refuse_sliding_window(fields: Fields) -> None:
     fields.refuse_unless(full, "layer_types", "is not supported")
 
 
-def _mla(fields: Fields, model_type: str) -> dict[str, Any]:
+def _mla(fields: Fields, model_type: str, checkpoint: Checkpoint) -> dict[str, Any]:
     bias = fields.flag("attention_bias", default=False)
     rope_dim = fields.integer("qk_rope_head_dim", 1, MAX_WIDTH)
     has_q_lora = fields.has("q_lora_rank")
-    moe, notes = _moe(fields, model_type)
+    moe, notes = _moe(fields, model_type, checkpoint)
     return {
         "num_key_value_heads": fields.integer("num_attention_heads", 1, MAX_HEADS),
         "head_dim": rope_dim,
@@ -115,12 +115,9 @@ def _mla(fields: Fields, model_type: str) -> dict[str, Any]:
     }
 
 
-def _moe(fields: Fields, model_type: str) -> tuple[MoeConfig | None, tuple[str, ...]]:
+def _moe(fields: Fields, model_type: str, checkpoint: Checkpoint) -> tuple[MoeConfig | None, tuple[str, ...]]:
     if not fields.has("n_routed_experts"):
         return None, ()
-    # The published models all have 1; the reference implementations disagree about what other values mean.
-    every = fields.integer("moe_layer_freq", 1, MAX_LAYERS, default=1)
-    fields.refuse_unless(every == 1, "moe_layer_freq", "is not 1")
     routing, notes = (_routing_v2 if model_type == "deepseek_v2" else _routing_v3)(fields)
     moe = MoeConfig(
         n_routed_experts=fields.integer("n_routed_experts", 1, MAX_EXPERTS),
@@ -128,10 +125,20 @@ def _moe(fields: Fields, model_type: str) -> tuple[MoeConfig | None, tuple[str, 
         n_shared_experts=fields.integer("n_shared_experts", 0, MAX_EXPERTS, default=0),
         moe_intermediate_size=fields.integer("moe_intermediate_size", 1, MAX_WIDTH),
         first_k_dense_replace=fields.integer("first_k_dense_replace", 0, MAX_LAYERS, default=0),
+        moe_layer_freq=_moe_layer_freq(fields, checkpoint),
         routed_scaling_factor=fields.number("routed_scaling_factor", -1e6, 1e6, default=1.0),
         **routing,
     )
     return moe, notes
+
+
+def _moe_layer_freq(fields: Fields, checkpoint: Checkpoint) -> int:
+    """Every how many layers have experts. One reference implementation ignores the key: the files decide."""
+    every = fields.integer("moe_layer_freq", 1, MAX_LAYERS, default=1)
+    first = fields.integer("first_k_dense_replace", 0, MAX_LAYERS, default=0)
+    layers = range(first, fields.integer("num_hidden_layers", 1, MAX_LAYERS))
+    between = (f"model.layers.{layer}.mlp.gate.weight" for layer in layers if layer % every)
+    return 1 if any(router in checkpoint.tensors for router in between) else every
 
 
 def _routing_v2(fields: Fields) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -187,6 +187,7 @@ TINY: dict[str, Tiny] = {
             "n_group": 1,
             "topk_group": 1,
             "first_k_dense_replace": 0,
+            "moe_layer_freq": 2,  # transformers ignores it, and so has experts in every layer
             "norm_topk_prob": False,
             "routed_scaling_factor": 1.5,
             "rope_interleave": False,
