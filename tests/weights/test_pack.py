@@ -312,6 +312,15 @@ def test_container_is_aligned_and_sound(tmp_path: Path) -> None:
     assert packed_bytes(checkpoint, config) == weights.nbytes == packed.nbytes
 
 
+def test_progress_is_reported_while_packing_only(tmp_path: Path) -> None:
+    path = write_tiny_folder(tmp_path / "m", "llama")
+    seen: list[tuple[int, int]] = []
+    weights = load(path, tmp_path / "cache", progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1] == (weights.nbytes, weights.nbytes)
+    load(path, tmp_path / "cache", progress=lambda *_: pytest.fail("nothing was to be packed"))
+
+
 def test_weights_cannot_be_written(tmp_path: Path) -> None:
     weights = load(write_tiny_folder(tmp_path / "m", "llama"), tmp_path / "cache")
     norm = weights["norm"]

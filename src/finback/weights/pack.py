@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
 
 # Counts up when the tile layout, the policy of narrower formats or the container changes.
 LAYOUT_VERSION = 1
@@ -86,10 +87,12 @@ def load_weights(
     format: str | None = None,
     cache_dir: Path,
     threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Weights:
     """Map the packed weights, after packing them if no sound pack is in ``cache_dir``.
 
     ``format`` None keeps the published values; "q8" and "q4" narrow plain floating-point models (see plan.py).
+    ``progress`` is called while packing with the bytes that are done and their total; never when mapping.
     """
     if threads is not None:
         kernels.set_threads(threads)
@@ -103,7 +106,7 @@ def load_weights(
             pack = open_pack(cache_dir, identity, plan)  # another process may have been faster
             if pack is None:
                 writer.reserve()
-                writer.publish(_pack_all(checkpoint, plan, writer))
+                writer.publish(_pack_all(checkpoint, plan, writer, progress))
         remove_superseded(cache_dir, identity)
     pack = pack or open_pack(cache_dir, identity, plan)
     if pack is None:
@@ -155,7 +158,7 @@ def _view(field: PlannedField, data: Bytes) -> Matrix | Floats:
 # ---- packing ----
 
 
-def _pack_all(checkpoint: Checkpoint, plan: Plan, writer: PackWriter) -> dict[str, float]:
+def _pack_all(checkpoint: Checkpoint, plan: Plan, writer: PackWriter, progress: Progress | None) -> dict[str, float]:
     """Fill the data; returns the relative RMS error of each field that became narrower."""
     published = Published(checkpoint)
     errors: dict[str, float] = {}
@@ -167,6 +170,8 @@ def _pack_all(checkpoint: Checkpoint, plan: Plan, writer: PackWriter) -> dict[st
             packer.run()
             if field.narrow is not None:
                 errors[field.source.field] = packer.relative_error
+        if progress is not None:
+            progress(field.offset + field.padded_bytes, plan.nbytes)
     return errors
 
 
