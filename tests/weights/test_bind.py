@@ -264,6 +264,17 @@ def test_missing_tensors_are_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "dropped"), [("deepseek_v3", "exp_probs_b"), ("qwen2", "attn_q.bias"), ("qwen3", "attn_k_norm")]
+)
+def test_tensors_that_gguf_could_do_without_are_not_guessed_away(tmp_path: Path, family: str, dropped: str) -> None:
+    config = tiny_config(family)
+    tensors = gguf_tensors(config, tiny_tensors(config))
+    kept = {name: value for name, value in tensors.items() if dropped not in name}
+    with pytest.raises(MissingTensor, match=dropped):
+        opened(write_gguf(tmp_path / "m.gguf", gguf_metadata(config), kept))
+
+
+@pytest.mark.parametrize(
     ("name", "shape"),
     [
         ("model.embed_tokens.weight", (64, 272)),

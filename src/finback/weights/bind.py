@@ -79,6 +79,9 @@ _FUSED_NAMES = ("mlp.experts.gate_up_proj", "ffn_gate_up_exps.weight")
 _LATENT_NAME = ("self_attn.kv_b_proj.weight", "attn_kv_b.weight")
 _KEY_HALF, _VALUE_HALF = "attn_k_b.weight", "attn_v_b.weight"
 
+# Stored by GGUF llama with the halves of each head interleaved.
+_PERMUTED = ("attn.q", "attn.k", "attn.q_bias", "attn.k_bias")
+
 _LAYER_INDEX = re.compile(r"(?:model\.layers|blk)\.(\d{1,6})\.")
 
 
@@ -370,9 +373,6 @@ class _Binder:
         if scales.format not in SCALE_FORMATS:
             raise UnsupportedModel(f"the scales {name} are stored as {scales.format}, not {', '.join(SCALE_FORMATS)}")
         return _match_block(name, tensor, info, scales, self._config.fp8_block or FP8_DEFAULT_BLOCK)
-
-
-_PERMUTED = ("attn.q", "attn.k", "attn.q_bias", "attn.k_bias")
 
 
 def _match_block(

@@ -92,10 +92,15 @@ def _gqa(fields: Fields, checkpoint: Checkpoint, architecture: str) -> dict[str,
         "num_key_value_heads": _uniform(fields, "attention.head_count_kv", MAX_HEADS, default=heads),
         "head_dim": head_dim,
         "rope": _rope(fields),
-        "attention_bias": "blk.0.attn_q.bias" in checkpoint.tensors,
-        "attention_out_bias": "blk.0.attn_output.bias" in checkpoint.tensors,
+        "attention_bias": architecture == "qwen2" or _has_any(checkpoint, ".attn_q.bias"),
+        "attention_out_bias": _has_any(checkpoint, ".attn_output.bias"),
         "qk_norm": architecture == "qwen3",
     }
+
+
+def _has_any(checkpoint: Checkpoint, ending: str) -> bool:
+    """Whether some layer has this tensor; then binding asks all of them for it."""
+    return any(name.endswith(ending) for name in checkpoint.tensors)
 
 
 def _mla(fields: Fields, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -139,7 +144,7 @@ def _moe(fields: Fields, checkpoint: Checkpoint) -> tuple[MoeConfig | None, tupl
     experts = fields.integer("expert_count", 0, MAX_EXPERTS, default=0)
     if not experts:
         return None, ()
-    has_bias = any(".exp_probs_b" in name for name in checkpoint.tensors)
+    has_bias = _has_any(checkpoint, ".exp_probs_b.bias") or _has_any(checkpoint, ".exp_probs_b")
     gating = fields.integer("expert_gating_func", 0, 255, default=0) or (2 if has_bias else 1)
     fields.refuse_unless(gating in (1, 2), "expert_gating_func", "is not softmax (1) or sigmoid (2)")
     groups, chosen, notes = _groups(fields, gating)
@@ -157,7 +162,7 @@ def _moe(fields: Fields, checkpoint: Checkpoint) -> tuple[MoeConfig | None, tupl
         norm_topk_prob=fields.flag("expert_weights_norm", default=gating == 2),
         # 0 is how older converters wrote "no scaling".
         routed_scaling_factor=fields.number("expert_weights_scale", -1e6, 1e6, default=1.0) or 1.0,
-        has_bias=has_bias,
+        has_bias=has_bias or gating == 2,
     )
     return moe, notes
 
