@@ -129,10 +129,10 @@ def mutated(sample: Sample, rng: np.random.Generator, scratch: Path) -> dict[str
     return {name: data}
 
 
-def load(path: Path, stage: str, home: Path) -> str:
-    """Run the load path as far as ``stage``; what it came to."""
+def load(path: Path, stage: str, home: Path, *, chat: bool = False) -> str:
+    """Run the load path as far as ``stage``; what it came to. ``chat`` adds a conversation, through the template."""
     if stage == "model":
-        return _answer(path, home)
+        return _answer(path, home, chat=chat)
     checkpoint = open_checkpoint(path)
     _read_everything(checkpoint)
     if stage != "headers":
@@ -158,8 +158,8 @@ def _bind(checkpoint: Checkpoint, stage: str) -> None:
         bind(checkpoint, config)
 
 
-def _answer(path: Path, home: Path) -> str:
-    """Load, tokenise, and compute the logits of a few tokens."""
+def _answer(path: Path, home: Path, *, chat: bool) -> str:
+    """Load, tokenise, compute the logits of a few tokens, and generate."""
     import finback
     from finback.config import Settings
 
@@ -169,10 +169,13 @@ def _answer(path: Path, home: Path) -> str:
         tokens = [token for token in TOKENS if token < vocabulary]
         model.tokenizer.decode(model.tokenizer.encode("the hello <think> é"))
         logits = model.logits(tokens)
-    if logits.shape != (len(tokens), vocabulary) or logits.dtype != np.float32:
-        raise AssertionError(f"logits of shape {logits.shape} and type {logits.dtype}")
-    if not np.isfinite(logits).all():
-        raise AssertionError("logits are not finite")
+        if logits.shape != (len(tokens), vocabulary) or logits.dtype != np.float32:
+            raise AssertionError(f"logits of shape {logits.shape} and type {logits.dtype}")
+        model.generate(tokens, max_tokens=2, temperature=0)
+        if not np.isfinite(logits).all():
+            raise AssertionError("logits are not finite, and still a token was chosen")
+        if chat:
+            model.chat([{"role": "user", "content": "hello"}], max_tokens=2)
     return "loaded"
 
 
@@ -186,7 +189,7 @@ def run(
     samples = list((gguf_samples if kind == "gguf" else safetensors_samples)(folder))
     home = folder / "home"
     for sample in samples:
-        load(sample.path, stage, home)  # sound models load, and everything is imported
+        load(sample.path, stage, home, chat=True)  # sound models load, and everything is imported
     tally = Tally()
     for number in numbers:
         name = f"{kind}:{number}"
@@ -210,7 +213,8 @@ def _run_one(
         (_home(sample.path) / file).write_bytes(data)
     before, peak = time.perf_counter(), _peak_bytes()
     try:
-        outcome = load(sample.path, stage, home)
+        # Each conversation starts a helper process for the template: every tenth is enough.
+        outcome = load(sample.path, stage, home, chat=name.endswith("0"))
     except FinbackError as error:
         outcome = type(error).__name__
         str(error), error.hint
