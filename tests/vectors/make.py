@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.vectors.blocks import make as blocks
 from tests.vectors.models import make as models
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
+    blocks.write_all(HERE / "blocks")
     models.write_all(HERE / "models")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.weights import fuzz
 
-STAGE = "bind"
+STAGE = "model"
 MUTATIONS = 250  # of each kind
 
 
