@@ -125,6 +125,17 @@ def test_only_the_header_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sum(read) <= gguf.FIRST_READ_BYTES
 
 
+def test_the_size_of_the_first_read_does_not_matter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffer grows inside lengths, strings and numbers alike."""
+    values = {**ARCH, "strings": ["", "ab", "cdefgh"] * 3, "numbers": [1, 2, 3], "last": "x" * 40}
+    write_gguf(path, values, {"t": VECTOR})
+    for first in range(1, 120):
+        monkeypatch.setattr(gguf, "FIRST_READ_BYTES", first)
+        checkpoint = open_checkpoint(path)
+        assert dict(checkpoint.metadata) == values
+        assert checkpoint.read("t").tobytes() == VECTOR.tobytes()
+
+
 # --- attacks: the header
 
 
