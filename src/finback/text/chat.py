@@ -7,18 +7,18 @@ template is recognised, its encoding is written natively: what users write can t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from finback.errors import InvalidRequest, TokenizerError
 from finback.text.added import Piece
 from finback.text.chat_template import TemplateChat
 from finback.text.deepseek_v2 import encode_v2
-from finback.text.deepseek_v3 import encode_r1, encode_v3
+from finback.text.deepseek_v3 import V3Style
 from finback.text.deepseek_v31 import encode_v31
 from finback.text.markup import ASSISTANT, END_THINK, EOS, THINK, USER
 from finback.text.messages import Message, Tool, read_messages, read_tools
-from finback.text.prompt import Prompt, opens_reasoning
+from finback.text.prompt import PROBE, Prompt, opens_reasoning
 from finback.text.reasoning import ReasoningSplitter
 from finback.text.stream import StreamParser
 from finback.text.tokenizer import Tokenizer
@@ -78,14 +78,36 @@ class Encoding:
     encode: Encoder
     thinking: tuple[bool, ...]
     calls_fenced: bool | None  # None: no tools
-    opens_reasoning: bool  # when it thinks, the prompt opens the reasoning
 
 
-V2 = Encoding("deepseek-v2", encode_v2, (False,), None, opens_reasoning=False)
-V3 = Encoding("deepseek-v3", encode_v3, (False,), calls_fenced=True, opens_reasoning=False)
-R1 = Encoding("deepseek-r1", encode_r1, (True,), calls_fenced=True, opens_reasoning=True)
-R1_0528 = Encoding("deepseek-r1-0528", encode_v3, (True,), calls_fenced=True, opens_reasoning=False)
-V31 = Encoding("deepseek-v3.1", encode_v31, (False, True), calls_fenced=False, opens_reasoning=True)
+V2 = Encoding("deepseek-v2", encode_v2, (False,), calls_fenced=None)
+V3 = Encoding(
+    "deepseek-v3",
+    V3Style(tag_follows_user=False, drops_reasoning=False, opens_reasoning=False),
+    (False,),
+    calls_fenced=True,
+)
+V3_0324 = replace(
+    V3, name="deepseek-v3-0324", encode=V3Style(tag_follows_user=True, drops_reasoning=False, opens_reasoning=False)
+)
+R1 = Encoding(
+    "deepseek-r1",
+    V3Style(tag_follows_user=False, drops_reasoning=True, opens_reasoning=True),
+    (True,),
+    calls_fenced=True,
+)
+# R1 before its template opened the reasoning, as in the first files of its distillations.
+R1_UNOPENED = replace(
+    R1,
+    name="deepseek-r1-unopened",
+    encode=V3Style(tag_follows_user=False, drops_reasoning=True, opens_reasoning=False),
+)
+R1_0528 = replace(
+    R1_UNOPENED,
+    name="deepseek-r1-0528",
+    encode=V3Style(tag_follows_user=True, drops_reasoning=True, opens_reasoning=False),
+)
+V31 = Encoding("deepseek-v3.1", encode_v31, (False, True), calls_fenced=False)
 
 
 class DeepSeekChat:
@@ -122,9 +144,9 @@ class DeepSeekChat:
         self, thinking: bool | None = None, *, prompt: Sequence[Piece] | None = None, tools: bool = True
     ) -> StreamParser:
         """See ChatFormat."""
-        opened = self._thinking(thinking) and self._encoding.opens_reasoning
-        if prompt is not None:
-            opened = opens_reasoning(prompt)
+        if prompt is None:
+            prompt = self.render(PROBE, thinking=thinking)
+        opened = opens_reasoning(prompt)
         fenced = self._encoding.calls_fenced
         return StreamParser(
             ReasoningSplitter(opened=opened) if self.supports_thinking else None,
@@ -165,7 +187,10 @@ def _by_template(template: str, tokenizer: Tokenizer) -> Encoding | None:
         return V31
     if ASSISTANT + THINK in template:
         return R1
-    return R1_0528 if END_THINK in template else V3
+    later = "is_last_user" in template
+    if END_THINK in template:
+        return R1_0528 if later else R1_UNOPENED
+    return V3_0324 if later else V3
 
 
 def _by_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Encoding | None:
@@ -178,7 +203,7 @@ def _by_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Encoding | N
         return V31
     if "r1" in name:
         return R1_0528
-    return V3
+    return V3_0324
 
 
 def _templates(checkpoint: Checkpoint) -> dict[str, str]:

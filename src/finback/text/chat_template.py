@@ -12,14 +12,13 @@ from finback.text.barriers import Barriers, take_out, unused_character
 from finback.text.jinja import TemplateRenderer
 from finback.text.markup import CALLS, END_THINK, TAG_CALL, THINK
 from finback.text.messages import Message, ToolCall, check_json, read_messages, read_tools
-from finback.text.prompt import opens_reasoning
+from finback.text.prompt import PROBE, opens_reasoning
 from finback.text.reasoning import ReasoningSplitter
 from finback.text.stream import StreamParser
 from finback.text.tokenizer import Tokenizer
 from finback.text.tool_calls import CallParser, DeepSeekCalls, TaggedCalls
 
 _THINKING_VARIABLES = ("enable_thinking", "thinking")
-_PROBE = ({"role": "user", "content": "?"},)
 
 
 class TemplateChat:
@@ -42,7 +41,7 @@ class TemplateChat:
     @property
     def default_thinking(self) -> bool:
         """Whether the model reasons unless told otherwise."""
-        return self.supports_thinking and not _closes_reasoning(self.render(_PROBE))
+        return self.supports_thinking and not _closes_reasoning(self.render(PROBE))
 
     def render(
         self,
@@ -75,7 +74,7 @@ class TemplateChat:
     ) -> StreamParser:
         """Reads the answer to ``prompt``; without a prompt, to any that ends with a user's message."""
         if prompt is None and self.supports_thinking:
-            prompt = self.render(_PROBE, thinking=thinking)
+            prompt = self.render(PROBE, thinking=thinking)
         reasoning = ReasoningSplitter(opened=opens_reasoning(prompt or ())) if self.supports_thinking else None
         return StreamParser(reasoning, self._calls() if tools else None)
 

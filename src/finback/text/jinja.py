@@ -124,7 +124,8 @@ def _end(helper: Pipes) -> None:
 def _with_variables(template: str, variables: Mapping[str, Any]) -> str:
     """The template after a line that sets the variables; the line leaves nothing in the output."""
     settings = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in variables.items())
-    return f"{settings}\n{_without_generation_marks(template)}" if settings else template
+    template = _without_generation_marks(template)
+    return f"{settings}\n{template}" if settings else template
 
 
 def _literal(value: Any) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from finback.text.added import Piece
 from finback.text.markup import THINK
 
+PROBE = ({"role": "user", "content": "?"},)  # the least conversation, to see how prompts end
+
 
 class Prompt:
     """Pieces in order. Markup may hold control tokens; text is taken literally."""

@@ -60,6 +60,7 @@ class Tokenizer:
         """Token ids of the pieces' joined text, in which only trusted pieces may contain control tokens."""
         pieces = list(pieces)
         text = "".join(piece.text for piece in pieces)
+        _check_characters(text)
         ids = [self.bos_id] if bos and self.bos_id is not None else []
         cursor = 0
         for match in self._added.find(text, pieces):
@@ -97,18 +98,20 @@ class Tokenizer:
         return id in self._hidden
 
     def _plain(self, text: str) -> list[int]:
-        if not text:
-            return []
-        try:
-            ids: list[int] = self._words.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
-            raise InvalidRequest("the text holds half of a surrogate pair, which is no character") from None
+        ids: list[int] = self._words.encode(text, add_special_tokens=False).ids if text else []
         return ids
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer that comes with a model."""
     return Tokenizer(read_gguf(checkpoint.metadata) if checkpoint.kind == "gguf" else read_json(checkpoint))
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("the text holds half of a surrogate pair, which is no character") from None
 
 
 def _words(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
