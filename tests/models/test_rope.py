@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from finback.errors import ShapeMismatch
+from finback.errors import MalformedFile, ShapeMismatch
 from finback.models.rope import rotary
 from finback.weights.config import RopeConfig
 
@@ -95,3 +95,11 @@ def test_a_positions_angles_do_not_depend_on_its_neighbours() -> None:
         alone = found.tables(positions[at : at + 1])
         np.testing.assert_array_equal(cos[at], alone[0][0])
         np.testing.assert_array_equal(sin[at], alone[1][0])
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, 1e-30, 1e30, np.nan, np.inf])
+def test_divisors_that_no_scaling_uses_are_refused(bad: float) -> None:
+    divisors = np.ones(64, np.float32)
+    divisors[7] = bad
+    with pytest.raises(MalformedFile, match="rope_freqs"):
+        rotary(RopeConfig(theta=5e5), 128, divisors)

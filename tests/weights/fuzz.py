@@ -4,9 +4,10 @@
     python -m tests.weights.fuzz --only gguf:1234           one mutation again; its files are kept
     python -m tests.weights.fuzz --stage headers            stop after the headers (or after: config, bind)
 
-A mutation is known by its kind, number and seed. A failure is an untyped exception, an answer that is not finite
-numbers of the right shape, more than a second, or memory beyond what sound models need. When the process itself crashes
-or hangs, the last line of output names the mutation, and its files stay in the folder that the first line names.
+A mutation is known by its kind, number and seed. A failure is an untyped exception, a warning, an answer that is not
+finite numbers of the right shape, more than a second, or memory beyond what sound models need. When the process itself
+crashes or hangs, the last line of output names the mutation, and its files stay in the folder that the first line
+names.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -214,7 +216,8 @@ def _run_one(
     before, peak = time.perf_counter(), _peak_bytes()
     try:
         # Each conversation starts a helper process for the template: every tenth is enough.
-        outcome = load(sample.path, stage, home, chat=name.endswith("0"))
+        with warnings.catch_warnings(action="error"):
+            outcome = load(sample.path, stage, home, chat=name.endswith("0"))
     except FinbackError as error:
         outcome = type(error).__name__
         str(error), error.hint

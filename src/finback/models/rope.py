@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from finback.errors import ShapeMismatch, UnsupportedModel
+from finback.errors import MalformedFile, ShapeMismatch, UnsupportedModel
 from finback.weights.config import RopeConfig
 
 Vector: TypeAlias = NDArray[np.float32]
@@ -64,6 +64,8 @@ def _divided(frequencies: Vector, divisors: Vector) -> Vector:
     if divisors.shape != frequencies.shape:
         expected, actual = frequencies.shape, divisors.shape
         raise ShapeMismatch(f"rope_freqs has shape {actual}, but the heads need {expected}")
+    if not np.all((divisors > 1e-3) & (divisors < 1e9)):
+        raise MalformedFile("rope_freqs holds a divisor that no rotary scaling uses: the file is damaged")
     return frequencies / divisors
 
 
