@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from finback.models import Model
+from finback.models.deepseek import LatentAttention
 from tests.models.files import load, write_folder
 from tests.models.steps import Piece, Steps, full, in_chunks, run
 from tests.vectors.models.tiny import TINY, prompt_tokens
@@ -49,6 +52,28 @@ def test_a_narrow_cache_costs_what_its_precision_costs(
     narrow = run(model, full(tokens), dtype=dtype)
     difference = np.abs(narrow - exact).max()
     assert 0 < difference < tolerance
+
+
+@pytest.mark.parametrize("name", ["v2_odd", "v3", "v3_fp8"])
+def test_a_long_context_is_expanded_a_few_heads_at_a_time_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    model = loaded(name, tmp_path)
+    tokens = prompt_tokens(model.config.vocab_size, 40)
+    at_once = run(model, in_chunks(tokens, 20, prompt=True))
+    for heads in (1, 3):
+        head_bytes = 4 * 40 * (model.config.qk_nope_head_dim + model.config.v_head_dim)
+        layers = [replace(layer, attention=_bounded(layer.attention, heads * head_bytes)) for layer in model.layers]
+        grouped = run(replace(model, layers=layers), in_chunks(tokens, 20, prompt=True))
+        np.testing.assert_array_equal(grouped, at_once)
+
+
+def _bounded(attention: Any, expanded_bytes: int) -> LatentAttention:
+    bounded: LatentAttention = replace(attention, expanded_bytes=expanded_bytes)
+    groups = list(bounded._head_groups(40))
+    assert len(groups) > 1
+    assert [head for group in groups for head in range(group.start, group.stop)] == list(
+        range(bounded.config.num_attention_heads)
+    )
+    return bounded
 
 
 def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ depends on its role alone, never on what else is in the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,13 +50,14 @@ class LatentAttention:
     v_up: Matrix  # per head: latent -> value, so also attended latent -> head output
     o: Matrix
     o_bias: Array | None
+    expanded_bytes: int = 256 << 20  # of keys and values at a time
 
     def __call__(self, h: Array, x: Array, rope: Tables, batch: Batch, cache: LayerCache) -> Array:
         q, latents = self._project(h, rope)
         kernels.store_rows(cache["latent"], latents, batch.slots)
         context = np.empty((len(h), self.config.num_attention_heads, self.config.v_head_dim), np.float32)
         for segment in batch.prompt_segments:
-            context[segment.start : segment.stop] = self._expanded(q, segment, batch, cache)
+            self._expanded(q, segment, batch, cache, context[segment.start : segment.stop])
         rows = batch.generated_rows()
         if len(rows):
             context[rows] = self._absorbed(q, rows, batch, cache)
@@ -79,18 +81,25 @@ class LatentAttention:
         q_a, latents = kernels.linear(h, [narrow.q_a, self.kv_a], bias=[narrow.bias, self.kv_a_bias])
         return kernels.linear(kernels.rms_norm(q_a, narrow.norm, LATENT_NORM_EPS), [self.q])[0], latents
 
-    def _expanded(self, q: Array, segment: Segment, batch: Batch, cache: LayerCache) -> Array:
+    def _expanded(self, q: Array, segment: Segment, batch: Batch, cache: LayerCache, out: Array) -> None:
         # The segment's own latents are read back too: attention sees what the cache holds, at its precision.
         slots = batch.context_slots(segment, cache["latent"].shape[1])
         latents, k_rope = self._split(kernels.load_rows(cache["latent"], slots), self.config.kv_lora_rank)
-        return kernels.mla_prefill(
-            q[segment.start : segment.stop],
-            kernels.head_linear(latents, self.k_up),
-            k_rope,
-            kernels.head_linear(latents, self.v_up),
-            first_position=segment.first_position,
-            scale=self.config.attention_scale,
-        )
+        for heads in self._head_groups(segment.context):
+            out[:, heads] = kernels.mla_prefill(
+                np.ascontiguousarray(q[segment.start : segment.stop, heads]),
+                kernels.head_linear(latents, _of_heads(self.k_up, heads)),
+                k_rope,
+                kernels.head_linear(latents, _of_heads(self.v_up, heads)),
+                first_position=segment.first_position,
+                scale=self.config.attention_scale,
+            )
+
+    def _head_groups(self, context: int) -> Iterator[slice]:
+        """All heads at once, or as many as may be expanded over a long context."""
+        head_bytes = 4 * context * (self.config.qk_nope_head_dim + self.config.v_head_dim)
+        step, heads = max(self.expanded_bytes // head_bytes, 1), self.config.num_attention_heads
+        return (slice(first, min(first + step, heads)) for first in range(0, heads, step))
 
     def _absorbed(self, q: Array, rows: NDArray[np.int64], batch: Batch, cache: LayerCache) -> Array:
         q_nope, q_rope = self._split(q[rows], self.config.qk_nope_head_dim)
@@ -111,6 +120,13 @@ class LatentAttention:
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.config.kv_lora_rank + self.config.qk_rope_head_dim,)}
+
+
+def _of_heads(per_head: Matrix, heads: slice) -> Matrix:
+    """Some heads of a per-head matrix: a view."""
+    size = per_head.nbytes // per_head.experts
+    data = per_head.data[heads.start * size : heads.stop * size]
+    return Matrix(per_head.format, per_head.rows, per_head.cols, data, heads.stop - heads.start)
 
 
 def build(config: ModelConfig, fields: Fields) -> Model:
