@@ -61,9 +61,10 @@ def test_without_pre_and_types_the_defaults_hold() -> None:
     assert Tokenizer(read_gguf(metadata)).decode(Tokenizer(read_gguf(metadata)).encode("héllo 1234")) == "héllo 1234"
 
 
-def test_an_empty_added_token_is_refused() -> None:
-    with pytest.raises(TokenizerError, match="is empty"):
-        read_gguf(small_metadata(markup=("",)))
+@pytest.mark.parametrize("text", ["", "a\ud800"])
+def test_an_added_token_that_is_no_text(text: str) -> None:
+    with pytest.raises(TokenizerError, match="is not text"):
+        read_gguf(small_metadata(markup=(text,)))
 
 
 def test_all_ends_of_turn_end_an_answer() -> None:

@@ -80,8 +80,8 @@ def _classified(added: Iterable[AddedToken]) -> tuple[AddedToken, ...]:
     """Without padding and repetitions; what looks like markup is control. One character never is."""
     kept: dict[str, AddedToken] = {}
     for token in added:
-        if not token.text:
-            raise TokenizerError(f"the added token {token.id} is empty")
+        if not token.text or any("\ud800" <= character <= "\udfff" for character in token.text):
+            raise TokenizerError(f"the added token {token.id} is not text")
         control = len(token.text) > 1 and (token.control or looks_like_markup(token.text))
         if not is_padding(token.text):
             kept.setdefault(token.text, replace(token, control=control))
