@@ -257,7 +257,8 @@ async def start_chat(request: ChatRequest, model: Served, worker: EngineWorker) 
     limit = request.max_completion_tokens or request.max_tokens
     params = request.sampling(model.defaults, max_tokens=limit, logprobs=request.logprobs_count)
     n = request.n or 1
-    choices = [ChatChoice(i, model.chat_format.parser(thinking=thinking), model.tokenizer) for i in range(n)]
+    parsers = [model.chat_format.parser(thinking, prompt=pieces, tools=bool(tools)) for _ in range(n)]
+    choices = [ChatChoice(i, parser, model.tokenizer) for i, parser in enumerate(parsers)]
     streams = await _submit(worker, [tokens] * n, params)
     return Answer("chat.completion", request.model, choices, streams, n)
 
