@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -131,10 +131,10 @@ def mutated(sample: Sample, rng: np.random.Generator, scratch: Path) -> dict[str
     return {name: data}
 
 
-def load(path: Path, stage: str, home: Path, *, chat: bool = False) -> str:
-    """Run the load path as far as ``stage``; what it came to. ``chat`` adds a conversation, through the template."""
+def load(path: Path, stage: str, home: Path, number: int = 0) -> str:
+    """Run the load path as far as ``stage``; what it came to. The number varies what is done with the model."""
     if stage == "model":
-        return _answer(path, home, chat=chat)
+        return _answer(path, home, number)
     checkpoint = open_checkpoint(path)
     _read_everything(checkpoint)
     if stage != "headers":
@@ -160,12 +160,12 @@ def _bind(checkpoint: Checkpoint, stage: str) -> None:
         bind(checkpoint, config)
 
 
-def _answer(path: Path, home: Path, *, chat: bool) -> str:
-    """Load, tokenise, compute the logits of a few tokens, and generate."""
+def _answer(path: Path, home: Path, number: int) -> str:
+    """Load (some packed narrower), tokenise, compute logits, generate; every tenth also holds a conversation."""
     import finback
     from finback.config import Settings
 
-    settings = Settings(home=home, threads=1, context=256)
+    settings = Settings(home=home, threads=1, context=256, format={3: "q8", 6: "q4"}.get(number % 10))
     with finback.load(str(path), settings=settings) as model:
         vocabulary = model.config.vocab_size
         tokens = [token for token in TOKENS if token < vocabulary]
@@ -176,7 +176,7 @@ def _answer(path: Path, home: Path, *, chat: bool) -> str:
         model.generate(tokens, max_tokens=2, temperature=0)
         if not np.isfinite(logits).all():
             raise AssertionError("logits are not finite, and still a token was chosen")
-        if chat:
+        if number % 10 == 0:  # each conversation starts a helper process for the template
             model.chat([{"role": "user", "content": "hello"}], max_tokens=2)
     return "loaded"
 
@@ -191,7 +191,7 @@ def run(
     samples = list((gguf_samples if kind == "gguf" else safetensors_samples)(folder))
     home = folder / "home"
     for sample in samples:
-        load(sample.path, stage, home, chat=True)  # sound models load, and everything is imported
+        load(sample.path, stage, home)  # sound models load, and everything is imported
     tally = Tally()
     for number in numbers:
         name = f"{kind}:{number}"
@@ -213,25 +213,41 @@ def _run_one(
 ) -> None:
     for file, data in changes.items():
         (_home(sample.path) / file).write_bytes(data)
-    before, peak = time.perf_counter(), _peak_bytes()
-    try:
-        # Each conversation starts a helper process for the template: every tenth is enough.
-        with warnings.catch_warnings(action="error"):
-            outcome = load(sample.path, stage, home, chat=name.endswith("0"))
-    except FinbackError as error:
-        outcome = type(error).__name__
-        str(error), error.hint
-    except Exception as error:
-        outcome = "untyped"
-        tally.failures.append(f"{name}: {type(error).__name__}: {str(error)[:300]}")
-    seconds = time.perf_counter() - before
+    number, peak = int(name.partition(":")[2]), _peak_bytes()
+    outcome, seconds, trouble = _attempt(sample.path, stage, home, number)
+    for _ in range(2):  # a busy machine is slow once, a slow load always is
+        if seconds > limit_s:
+            seconds = min(seconds, _attempt(sample.path, stage, home, number).seconds)
+    if trouble:
+        tally.failures.append(f"{name}: {trouble}")
     if seconds > limit_s:
         tally.failures.append(f"{name}: took {seconds:.2f} s ({outcome})")
     if _peak_bytes() - peak > MEMORY_BYTES:
         tally.failures.append(f"{name}: took {(_peak_bytes() - peak) >> 20} MiB ({outcome})")
     tally.outcomes[outcome] += 1
     tally.slowest_s = max(tally.slowest_s, seconds)
+
+
+class Attempt(NamedTuple):
+    """One load: how it ended, how long it took, and what is wrong with that, if anything."""
+
+    outcome: str
+    seconds: float
+    trouble: str
+
+
+def _attempt(path: Path, stage: str, home: Path, number: int) -> Attempt:
+    outcome, trouble, start = "untyped", "", time.perf_counter()
+    try:
+        with warnings.catch_warnings(action="error"):
+            outcome = load(path, stage, home, number)
+    except FinbackError as error:
+        outcome = type(error).__name__
+    except Exception as error:
+        trouble = f"{type(error).__name__}: {str(error)[:300]}"
+    seconds = time.perf_counter() - start
     shutil.rmtree(home, ignore_errors=True)
+    return Attempt(outcome, seconds, trouble)
 
 
 def _restore(sample: Sample, changes: Mapping[str, bytes]) -> None:
