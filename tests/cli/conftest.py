@@ -73,3 +73,61 @@ def put_model(home: Path, name: str, content: bytes = b"GGUF" * 1000) -> PulledM
     model = PulledModel(name, "somewhere", "c0ffee", "2026-01-02T03:04:05+00:00", path, files)
     store.record(model)
     return model
+
+
+class BracketParser:
+    """``[reasoning]`` in brackets, then the answer."""
+
+    def __init__(self) -> None:
+        self._reasons = False
+
+    def push(self, text: str) -> list[Any]:
+        from finback.text.stream import Content, Reasoning
+
+        events: list[Any] = []
+        for character in text:
+            if character in "[]":
+                self._reasons = character == "["
+            else:
+                events.append((Reasoning if self._reasons else Content)(character))
+        return events
+
+    def flush(self) -> list[Any]:
+        return []
+
+
+class LineChat:
+    """One line per message; keeps what it was asked to render."""
+
+    name = "lines"
+    supports_thinking = True
+    default_thinking = False
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.thinking: list[bool | None] = []
+
+    def render(self, messages: Any, **options: Any) -> list[Any]:
+        from finback.text.chat import Piece
+
+        self.asked.append([dict(message) for message in messages])
+        self.thinking.append(options.get("thinking"))
+        return [Piece(f"{message['role']}: {message['content']}\n", trusted=True) for message in messages]
+
+    def parser(self, thinking: bool | None = None) -> BracketParser:
+        return BracketParser()
+
+
+@pytest.fixture
+def loaded(make_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``loaded("its answer")``: from now on every model is a tiny one that gives this answer."""
+    from finback.api import LoadedModel
+    from tests.conftest import TinyModel
+
+    def load(script: str | None = None, **settings: Any) -> LoadedModel:
+        model = LoadedModel("tiny", make_engine(TinyModel(script=script), **settings), LineChat())
+        monkeypatch.setattr("finback.cli.models.load", lambda name, settings: model)
+        monkeypatch.setattr(model, "close", lambda: None)  # a test may run several commands on it
+        return model
+
+    return load

@@ -38,10 +38,15 @@ class Load:
     batch: int
     repeats: int
 
-    @property
-    def context(self) -> int:
+    def answer(self, batch_tokens: int) -> int:
+        """Tokens that a sequence may write: the first to be ready writes on while the others are still brought to
+        their depth, and all must go on writing until the clock stops.
+        """
+        return self.gen + 2 + self.batch * max(self.depth, 1) // batch_tokens + self.batch
+
+    def context(self, batch_tokens: int) -> int:
         """Tokens that the longest sequence needs."""
-        return max(self.prompt, self.gen + 2) + self.depth + 1
+        return max(self.depth, 1) + max(self.prompt, self.answer(batch_tokens)) + 1
 
 
 def bench(
@@ -81,12 +86,13 @@ def _fitting(name: str, work: Load, settings: Settings) -> Settings:
     from finback.hub import resolve
 
     longest = facts_of(resolve(name, settings), settings).config.max_position_embeddings
-    if work.context > longest:
+    context = work.context(settings.batch_tokens)
+    if context > longest:
         raise InvalidRequest(
-            f"the load needs {work.context} tokens of context, the model has {longest}",
-            hint="lower --depth, --prompt or --gen",
+            f"the load needs {context} tokens of context, the model has {longest}",
+            hint="lower --depth, --prompt, --gen or --batch",
         )
-    return settings.override(context=work.context, max_requests=max(work.batch, 1))
+    return settings.override(context=context, max_requests=work.batch)
 
 
 def measure(name: str, work: Load, settings: Settings, load: Any) -> dict[str, Any]:
@@ -143,7 +149,9 @@ class _Timer:
 
     def decode(self) -> float:
         """Tokens per second of writing, over all sequences."""
-        waiting = {self._add(max(self._work.depth, 1), self._work.gen + 1) for _ in range(self._work.batch)}
+        answer = self._work.answer(self._engine.settings.batch_tokens)
+        names = [self._add(max(self._work.depth, 1), answer) for _ in range(self._work.batch)]
+        waiting = set(names)
         while waiting:
             waiting -= {output.request_id for output in self._engine.step() if output.tokens}
         started = time.perf_counter()
@@ -151,6 +159,8 @@ class _Timer:
         for _ in range(self._work.gen):
             written += sum(len(output.tokens) for output in self._engine.step())
         passed = time.perf_counter() - started
+        for name in names:
+            self._engine.abort(name)
         self._finish()
         return written / passed
 

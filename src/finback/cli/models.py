@@ -59,7 +59,7 @@ def load(name: str, settings: Settings) -> LoadedModel:
 
 
 def sampling_of(name: str, model: LoadedModel) -> dict[str, Any]:
-    """The settings its makers recommend, where the files themselves publish none."""
+    """The settings that suit a known model, where its files themselves publish none."""
     from finback.engine.request import SamplingParams
     from finback.hub import catalog
 

@@ -62,7 +62,7 @@ class Entry:
     context: int
     licence: str
     size_is_exact: bool = False
-    sampling: tuple[tuple[str, float], ...] = ()  # as the makers recommend; files of their own say it first
+    sampling: tuple[tuple[str, float], ...] = ()  # what suits it where its files publish nothing
     sha256: str | None = None
 
     @property
@@ -101,7 +101,8 @@ _SMOLLM2 = Entry(
     context=8192,
     licence="Apache-2.0",
     size_is_exact=True,
-    sampling=(("temperature", 0.2), ("top_p", 0.9)),
+    # As its card says; the last two are ours: so small a model goes in circles, and does not always find its end.
+    sampling=(("temperature", 0.2), ("top_p", 0.9), ("repetition_penalty", 1.1), ("max_tokens", 1024)),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
