@@ -10,6 +10,7 @@ Requests and replies are JSON, each after its length in 8 bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import sys
@@ -74,8 +75,9 @@ def _limit_memory() -> None:
         import resource
     except ImportError:  # no such limits on this system
         return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses limits of address space
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def _limit_time() -> None:
