@@ -59,6 +59,13 @@ def test_halves_in_a_template_do_not_make_a_whole(text: str, before: str, after:
     assert _control(pieces) == []
 
 
+@given(first=WRITTEN, second=WRITTEN, spaces=st.text(" \n\t", max_size=2))
+def test_halves_do_not_meet_when_a_template_takes_spaces_off(first: str, second: str, spaces: str) -> None:
+    marked = [BARRIERS.put(spaces + text + spaces, MARK) for text in (first, second)]
+    assert _control(take_out("".join(text.strip() for text in marked), MARK)) == []
+    assert "".join(marked).replace(MARK, "") == spaces + first + spaces + spaces + second + spaces
+
+
 def test_plain_strings_stay_as_they_are() -> None:
     value = {"type": "string", "a": ["user", 1, None, 1.5, True], "b": "1 < 2 and x > y"}
     assert BARRIERS.put(value, MARK) == value

@@ -41,13 +41,18 @@ class Barriers:
         return [self.put(item, barrier) for item in value] if isinstance(value, list) else value
 
     def _put_in_text(self, text: str, barrier: str) -> str:
-        starts = [match.start() for match in self._candidates.finditer(text) if self._holds(text, match.start())]
-        edges = [0, *(start + 1 for start in starts), len(text)]
-        inside = barrier.join(text[a:b] for a, b in pairwise(edges))
-        reach = range(1, min(self._longest, len(text)) + 1)
-        before = any(text[:n] in self._ends for n in reach)
-        after = any(text[-n:] in self._beginnings for n in reach)
-        return barrier * before + inside + barrier * after
+        """Spaces at the ends stay outside, because templates take them off."""
+        core = text.strip()
+        if not core:
+            return text
+        head, _, tail = text.partition(core)
+        starts = [match.start() for match in self._candidates.finditer(core) if self._holds(core, match.start())]
+        edges = [0, *(start + 1 for start in starts), len(core)]
+        inside = barrier.join(core[a:b] for a, b in pairwise(edges))
+        reach = range(1, min(self._longest, len(core)) + 1)
+        before = any(core[:n] in self._ends for n in reach)
+        after = any(core[-n:] in self._beginnings for n in reach)
+        return head + barrier * before + inside + barrier * after + tail
 
     def _holds(self, text: str, start: int) -> bool:
         lengths = self._lengths.get(text[start : start + 2], ())
