@@ -26,16 +26,14 @@ static_assert(sizeof(Activation) == 64);
 inline constexpr float kSmallestLargest = 1e-30f;
 
 inline void sum_columns(I8x32 codes, Activation& out) {
-    int16_t pairs[16];
-    store_words(pairs, dot_pairs(set1_byte(1), codes));
-    int total[2] = {0, 0};
-    for (int half = 0; half < 2; ++half)
-        for (int which = 0; which < 2; ++which) {
-            const int16_t* p = pairs + 8 * half + which;
-            const int sum = p[0] + p[2] + p[4] + p[6];
-            total[which] += sum;
-            out.minus_32[half][which] = static_cast<int16_t>(-32 * sum);
-        }
+    int16_t sums[16];
+    const I16x16 halves = quad_sums(codes);
+    store_words(sums, halves);
+    int16_t thirty_twos[16];
+    store_words(thirty_twos, set1_i16(0) - shift_left<5>(halves));
+    std::memcpy(out.minus_32[0], thirty_twos, 4);
+    std::memcpy(out.minus_32[1], thirty_twos + 8, 4);
+    const int total[2] = {sums[0] + sums[8], sums[1] + sums[9]};
     for (int which = 0; which < 2; ++which) {
         out.minus_8[which] = static_cast<int16_t>(-8 * total[which]);
         out.minus_16[which] = static_cast<int16_t>(-16 * total[which]);
@@ -46,18 +44,19 @@ inline void sum_columns(I8x32 codes, Activation& out) {
 
 inline void quantize_group(const float* x, Activation& out) {
     const F32x8 a = load(x), b = load(x + 8), c = load(x + 16), d = load(x + 24);
-    int32_t bits[kLanes];
-    store_ints(bits, max(max(magnitude_bits(a), magnitude_bits(b)), max(magnitude_bits(c), magnitude_bits(d))));
-    int32_t top = bits[0];
-    for (int i = 1; i < kLanes; ++i) top = bits[i] > top ? bits[i] : top;
-    const float largest = bits_to_float(static_cast<uint32_t>(top));
     // Compared as bits, NaN is above infinity: a group that is not finite gets scale NaN, so its outputs are NaN too.
-    const bool finite = top < 0x7f800000;
-    const bool zero = !finite || largest < kSmallestLargest;
-    const F32x8 inverse = set1(zero ? 0.0f : 127.0f / largest);
-    out.scale = finite ? (zero ? 0.0f : largest / 127.0f) : bits_to_float(0x7fc00000u);
-    const I8x32 codes = finite ? pack_bytes(to_int(a * inverse), to_int(b * inverse), to_int(c * inverse), to_int(d * inverse))
-                               : set1_byte(0);
+    const int32_t top =
+        max_lane(max(max(magnitude_bits(a), magnitude_bits(b)), max(magnitude_bits(c), magnitude_bits(d))));
+    const float largest = bits_to_float(static_cast<uint32_t>(top));
+    if (top >= 0x7f800000 || largest < kSmallestLargest) {
+        out = Activation{};
+        out.scale = out.scaled_sum = top >= 0x7f800000 ? bits_to_float(0x7fc00000u) : 0.0f;
+        return;
+    }
+    const F32x8 inverse = set1(127.0f / largest);
+    out.scale = largest / 127.0f;
+    const I8x32 codes =
+        pack_bytes(to_int(a * inverse), to_int(b * inverse), to_int(c * inverse), to_int(d * inverse));
     store_bytes(out.codes, codes);
     sum_columns(codes, out);
 }

@@ -1,180 +1,57 @@
-// See product.h. One register tile per format: 8 rows x up to 4 tokens, the unpacked weights reused over the tokens.
+// See product.h.
+//
+// Up to four tokens stream the weights: unpack a group, multiply, go on; memory is the limit. More tokens share the
+// unpacking: a panel of two row blocks and some columns is unpacked into the first-level cache, then all tokens go over it,
+// four at a time. Sums wait in memory between panels, in float32, so cutting the columns changes no result.
 #include "product.h"
 
-#include "tiles.h"
+#include "micro.h"
 
 namespace finback::FINBACK_NAMESPACE {
 namespace {
 
-constexpr int kTokens = 4;
+constexpr size_t kTokenBlock = 64;          // tokens whose sums wait between two panels
+constexpr size_t kIntegerPanelCols = 512;   // 16 groups: two row blocks unpack to 10 .. 14 KiB
+constexpr size_t kFloatPanelCols = 128;     // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
+constexpr size_t kPrefetchBytes = 2048;     // how far ahead of its use a stream of weights is asked for
 
-// ---- integer formats: one group of 8 rows and one token
-
-template <Format F>
-inline I16x16 start(const Activation& a, int half) {
-    if constexpr (F == Format::q4_0) return broadcast_pair(a.minus_8);
-    if constexpr (F == Format::q5_0) return broadcast_pair(a.minus_16);
-    if constexpr (F == Format::mxfp4) return broadcast_pair(a.minus_12);
-    if constexpr (F == Format::q6_k) return broadcast_pair(a.minus_32[half]);
-    if constexpr (F == Format::q3_k) return shift_right<3>(broadcast_pair(a.minus_32[half]));
-    return set1_i16(0);
-}
-
-template <int First, int Count>
-inline I16x16 add_quads(I16x16 sum, const I8x32* code, const int8_t* codes) {
-#pragma GCC unroll 8
-    for (int j = First; j < First + Count; ++j) sum = sum + dot_pairs(code[j], broadcast_quad(codes + 4 * j));
-    return sum;
-}
-
-// The exact integer sum of (code - offset) * activation over the group, sub-scales included.
-template <Format F>
-inline I32x8 integer_dot(const Group& w, const Activation& a) {
-    const I16x16 ones = set1_i16(1);
-    if constexpr (kind(F) == Kind::byte) {
-        I32x8 sum = zero_i32();
-#pragma GCC unroll 8
-        for (int j = 0; j < 8; ++j) {
-            const I8x32 x = with_sign(broadcast_quad(a.codes + 4 * j), w.code[j]);
-            sum = sum + dot_pairs(dot_pairs(abs_bytes(w.code[j]), x), ones);
-        }
-        return sum;
-    } else if constexpr (kind(F) == Kind::halves) {
-        return dot_pairs(add_quads<0, 4>(start<F>(a, 0), w.code, a.codes), w.sub[0]) +
-               dot_pairs(add_quads<4, 4>(start<F>(a, 1), w.code, a.codes), w.sub[1]);
-    } else if constexpr (kind(F) == Kind::affine && info(F).code_bits == 5) {
-        // 31 x 127 x 8 fits in 16 bits, twice that does not.
-        return dot_pairs(add_quads<0, 4>(start<F>(a, 0), w.code, a.codes), ones) +
-               dot_pairs(add_quads<4, 4>(start<F>(a, 0), w.code, a.codes), ones);
-    } else {
-        return dot_pairs(add_quads<0, 8>(start<F>(a, 0), w.code, a.codes), ones);
-    }
-}
-
-template <Format F>
-inline F32x8 add_group(const Group& w, const Activation& a, F32x8 sum) {
-    const F32x8 scale = set1(a.scale);
-    sum = fma(to_float(integer_dot<F>(w, a)), w.scale * scale, sum);
-    if constexpr (kind(F) == Kind::affine) sum = fma(w.min, set1(a.scaled_sum), sum);
-    if constexpr (F == Format::q2_k) {
-        const I32x8 mins = dot_pairs(broadcast_pair(a.minus_32[0]), w.sub_min[0]) +
-                           dot_pairs(broadcast_pair(a.minus_32[1]), w.sub_min[1]);
-        sum = fma(to_float(mins), w.min * scale, sum);
-    }
-    return sum;
-}
-
-template <Format F, int T>
-void integer_block(const uint8_t* tiles, size_t cols, const Activation* const* a, F32x8* sums) {
-    constexpr size_t groups = info(F).block_cols / kGroupCols;
-    F32x8 sum[T];
-    for (int t = 0; t < T; ++t) sum[t] = zero();
-    for (size_t tile = 0; tile < cols / info(F).block_cols; ++tile)
-        for (size_t g = 0; g < groups; ++g) {
-            Group w;
-            unpack_group<F>(tiles + tile * tile_bytes(F), g, w);
-#pragma GCC unroll 4
-            for (int t = 0; t < T; ++t) sum[t] = add_group<F>(w, a[t][tile * groups + g], sum[t]);
-        }
-    for (int t = 0; t < T; ++t) sums[t] = sum[t];
-}
-
-// ---- float formats
-
-template <Format F>
-inline F32x8 load_column(const uint8_t* tiles, size_t k) {
-    if constexpr (F == Format::f32) return load(reinterpret_cast<const float*>(tiles) + 8 * k);
-    if constexpr (F == Format::f16) return load_f16(reinterpret_cast<const uint16_t*>(tiles) + 8 * k);
-    return load_bf16(reinterpret_cast<const uint16_t*>(tiles) + 8 * k);
-}
-
-template <Format F, int T>
-void float_block(const uint8_t* tiles, size_t cols, const float* const* x, F32x8* sums) {
-    F32x8 sum[T];
-    for (int t = 0; t < T; ++t) sum[t] = zero();
-    for (size_t k = 0; k < cols; ++k) {
-        const F32x8 w = load_column<F>(tiles, k);
-#pragma GCC unroll 4
-        for (int t = 0; t < T; ++t) sum[t] = fma(w, set1(x[t][k]), sum[t]);
-    }
-    for (int t = 0; t < T; ++t) sums[t] = sum[t];
-}
-
-template <int I, int T>
-inline void add_fp8_column(I8x32 quad, size_t k, const float* const* x, F32x8* part) {
-    const F32x8 w = fp8_to_float<I>(quad);
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) part[t] = fma(w, set1(x[t][k + I]), part[t]);
-}
-
-// Columns [first, first + width) share a scale per row: summed apart, then scaled.
+// The inputs of a register tile.
 template <int T>
-inline const uint8_t* fp8_tile(const uint8_t* tile, size_t first, size_t width, const float* const* x, F32x8* sum) {
-    F32x8 part[T];
-    for (int t = 0; t < T; ++t) part[t] = zero();
-    size_t k = first;
-    for (; k + 4 <= first + width; k += 4, tile += 32) {
-        const I8x32 quad = load_bytes(tile);
-        add_fp8_column<0, T>(quad, k, x, part);
-        add_fp8_column<1, T>(quad, k, x, part);
-        add_fp8_column<2, T>(quad, k, x, part);
-        add_fp8_column<3, T>(quad, k, x, part);
-    }
-    if (k < first + width) {
-        const I8x32 quad = load_bytes(tile);
-        const size_t left = first + width - k;
-        add_fp8_column<0, T>(quad, k, x, part);
-        if (left > 1) add_fp8_column<1, T>(quad, k, x, part);
-        if (left > 2) add_fp8_column<2, T>(quad, k, x, part);
-        tile += 32;
-    }
-    const F32x8 scale = load(reinterpret_cast<const float*>(tile));
-    for (int t = 0; t < T; ++t) sum[t] = fma(part[t], scale, sum[t]);
-    return tile + 32;
-}
-
-template <int T>
-void fp8_block(const uint8_t* tiles, size_t cols, const float* const* x, F32x8* sums) {
-    F32x8 sum[T];
-    for (int t = 0; t < T; ++t) sum[t] = zero();
-    for (size_t first = 0; first < cols; first += kFp8ScaleCols) {
-        const size_t width = cols - first < kFp8ScaleCols ? cols - first : kFp8ScaleCols;
-        tiles = fp8_tile<T>(tiles, first, width, x, sum);
-    }
-    for (int t = 0; t < T; ++t) sums[t] = sum[t];
-}
-
-// ---- one row block, up to 4 tokens: the table {format -> kernel}
-
 struct Tokens {
-    const Activation* groups[kTokens];
-    const float* values[kTokens];
+    const Activation* groups[T];
+    const float* values[T];
 };
 
-template <Format F, int T>
-void block_of(const uint8_t* tiles, size_t cols, const Tokens& tokens, F32x8* sums) {
-    if constexpr (is_integer(F))
-        integer_block<F, T>(tiles, cols, tokens.groups, sums);
-    else if constexpr (F == Format::f8_e4m3)
-        fp8_block<T>(tiles, cols, tokens.values, sums);
-    else
-        float_block<F, T>(tiles, cols, tokens.values, sums);
-}
+// What one call multiplies, with the parts that do not change from row block to row block.
+struct Job {
+    const Weight& weight;
+    size_t expert;
+    const Input& in;
+    const Output& out;
+    size_t first;  // row block that output row 0 belongs to
 
-using BlockKernel = void (*)(const uint8_t*, size_t, const Tokens&, F32x8*);
-
-#define FINBACK_ROW(f) \
-    {block_of<Format::f, 1>, block_of<Format::f, 2>, block_of<Format::f, 3>, block_of<Format::f, 4>}
-constexpr BlockKernel kBlockKernels[kFormats][kTokens] = {
-    FINBACK_ROW(f32),  FINBACK_ROW(f16),  FINBACK_ROW(bf16), FINBACK_ROW(f8_e4m3), FINBACK_ROW(q4_0),
-    FINBACK_ROW(q4_1), FINBACK_ROW(q5_0), FINBACK_ROW(q5_1), FINBACK_ROW(q8_0),    FINBACK_ROW(q2_k),
-    FINBACK_ROW(q3_k), FINBACK_ROW(q4_k), FINBACK_ROW(q5_k), FINBACK_ROW(q6_k),    FINBACK_ROW(mxfp4),
+    const uint8_t* tiles(size_t block) const { return weight.row_block(expert, block); }
+    size_t row_of_input(size_t token) const {
+        return in.index != nullptr ? static_cast<size_t>(in.index[token]) : token;
+    }
+    // Tokens first .. first + T - 1; those beyond the `count` that there are repeat the last one.
+    template <int T, bool Integer>
+    Tokens<T> tokens(size_t first, size_t count) const {
+        Tokens<T> out{};
+        for (size_t t = 0; t < T; ++t) {
+            const size_t row = row_of_input(first + (t < count ? t : count - 1));
+            if constexpr (Integer)
+                out.groups[t] = in.groups + row * in.group_stride;
+            else
+                out.values[t] = in.values + row * in.value_stride;
+        }
+        return out;
+    }
 };
-#undef FINBACK_ROW
 
-void store_rows(F32x8 sum, size_t token, size_t row, size_t count, const Output& to) {
-    float values[kBlockRows];
-    store(values, sum);
+// ---- results
+
+void store_some(const float* values, size_t token, size_t row, size_t count, const Output& to) {
     float* out = to.out + token * to.stride + row;
     for (size_t r = 0; r < count; ++r) {
         float value = values[r];
@@ -184,29 +61,328 @@ void store_rows(F32x8 sum, size_t token, size_t row, size_t count, const Output&
     }
 }
 
-}  // namespace
+void store_sum(const Job& job, size_t block, size_t token, F32x8 sum) {
+    const Output& to = job.out;
+    const size_t row = (block - job.first) * kBlockRows;
+    const size_t left = job.weight.rows - block * kBlockRows;
+    if (left < kBlockRows) {
+        float values[kBlockRows];
+        store(values, sum);
+        store_some(values, token, row, left, to);
+        return;
+    }
+    if (to.bias != nullptr) sum = sum + load(to.bias + row);
+    if (to.add != nullptr) sum = sum + load(to.add + token * to.add_stride + row);
+    store(to.out + token * to.stride + row, sum);
+}
 
-void product(const Weight& weight, size_t expert, size_t first, size_t end, const Input& in, const Output& to) {
-    Tokens tokens;
-    F32x8 sums[kTokens];
-    for (size_t block = first; block < end; ++block) {
-        const size_t row = (block - first) * kBlockRows;
-        const size_t left = weight.rows - block * kBlockRows;
-        const uint8_t* tiles = weight.row_block(expert, block);
-        for (size_t token = 0; token < in.n; token += kTokens) {
-            const size_t count = in.n - token < kTokens ? in.n - token : kTokens;
-            for (size_t t = 0; t < count; ++t) {
-                const size_t i = in.index != nullptr ? static_cast<size_t>(in.index[token + t]) : token + t;
-                if (is_integer(weight.format))
-                    tokens.groups[t] = in.groups + i * in.group_stride;
-                else
-                    tokens.values[t] = in.values + i * in.value_stride;
-            }
-            kBlockKernels[static_cast<int>(weight.format)][count - 1](tiles, weight.cols, tokens, sums);
-            for (size_t t = 0; t < count; ++t)
-                store_rows(sums[t], token + t, row, left < kBlockRows ? left : kBlockRows, to);
+// ---- columns of float formats
+
+// Where column `first` begins in a row block; a multiple of 128 for f8_e4m3.
+template <Format F>
+inline const uint8_t* columns_at(const uint8_t* tiles, size_t first) {
+    if constexpr (F == Format::f8_e4m3)
+        return tiles + first / kFp8ScaleCols * (kFp8ScaleCols + sizeof(float)) * kBlockRows;
+    return tiles + first * info(F).block_bytes * kBlockRows;
+}
+
+// Columns k .. k + count - 1 (at most 4; k a multiple of 4), 8 rows each. f8_e4m3 pads with zeros to 4.
+template <Format F>
+inline void load_columns(const uint8_t* at, size_t k, size_t count, F32x8 (&w)[4]) {
+    if constexpr (F == Format::f8_e4m3) {
+        const I8x32 quad = load_bytes(at + k * kBlockRows);
+        w[0] = fp8_to_float<0>(quad);
+        w[1] = fp8_to_float<1>(quad);
+        w[2] = fp8_to_float<2>(quad);
+        w[3] = fp8_to_float<3>(quad);
+    } else {
+        const uint8_t* p = at + k * info(F).block_bytes * kBlockRows;
+FINBACK_UNROLL(4)
+        for (size_t i = 0; i < count; ++i, p += info(F).block_bytes * kBlockRows) {
+            if constexpr (F == Format::f32)
+                w[i] = load(reinterpret_cast<const float*>(p));
+            else if constexpr (F == Format::f16)
+                w[i] = load_f16(reinterpret_cast<const uint16_t*>(p));
+            else
+                w[i] = load_bf16(reinterpret_cast<const uint16_t*>(p));
         }
     }
+}
+
+// The 8 rows' scales behind `count` columns of f8_e4m3.
+inline F32x8 fp8_scale(const uint8_t* at, size_t count) {
+    return load(reinterpret_cast<const float*>(at + ceil_div(count, 4) * 4 * kBlockRows));
+}
+
+// Calls body(first, count) for runs of `step` columns; the last one may be shorter.
+template <class Body>
+inline void for_runs(size_t cols, size_t step, Body body) {
+    for (size_t first = 0; first < cols; first += step) body(first, cols - first < step ? cols - first : step);
+}
+
+// ---- few tokens: straight from the tiles
+
+// The next bytes of a stream of weights. Reading past the end of a weight is harmless: a prefetch never faults.
+template <size_t Bytes>
+inline void prefetch_ahead(const uint8_t* p) {
+    for (size_t i = 0; i < Bytes; i += 64) prefetch(p + kPrefetchBytes + i);
+}
+
+template <Format F, int R, int T>
+void stream_integers(const uint8_t* const (&blocks)[R], size_t cols, const Tokens<T>& tokens, Sums<R, T>& sums) {
+    constexpr size_t groups = info(F).block_cols / kGroupCols;
+    const uint8_t* tile[R];
+    for (int r = 0; r < R; ++r) tile[r] = blocks[r];
+    size_t at = 0;
+    for (size_t col = 0; col < cols; col += info(F).block_cols) {
+        for (size_t g = 0; g < groups; ++g, ++at) {
+            Group<F> group[R];
+            const Group<F>* w[R];
+FINBACK_UNROLL(2)
+            for (int r = 0; r < R; ++r) {
+                prefetch_ahead<tile_bytes(F) / groups>(tile[r] + g * (tile_bytes(F) / groups));
+                unpack_group<F>(tile[r], g, group[r]);
+                w[r] = &group[r];
+            }
+            const Activation* a[T];
+FINBACK_UNROLL(4)
+            for (int t = 0; t < T; ++t) a[t] = tokens.groups[t] + at;
+            add_group<F, R, T>(w, a, 0, sums);
+        }
+        for (int r = 0; r < R; ++r) tile[r] += tile_bytes(F);
+    }
+}
+
+template <Format F, int R, int T>
+inline void stream_columns(const uint8_t* const (&at)[R], const float* const (&x)[T], size_t count, Sums<R, T>& sums) {
+    Sums<R, T> sum = sums;
+    size_t k = 0;
+    for (; k + 4 <= count; k += 4) {
+FINBACK_UNROLL(4)
+        for (int r = 0; r < R; ++r) {
+            prefetch_ahead<4 * info(F).block_bytes * kBlockRows>(at[r] + k * info(F).block_bytes * kBlockRows);
+            F32x8 w[4];
+            load_columns<F>(at[r], k, 4, w);
+FINBACK_UNROLL(4)
+            for (size_t i = 0; i < 4; ++i)
+FINBACK_UNROLL(4)
+                for (int t = 0; t < T; ++t) sum.at[r][t] = fma(w[i], set1(x[t][k + i]), sum.at[r][t]);
+        }
+    }
+    for (int r = 0; r < R && k < count; ++r) {
+        F32x8 w[4];
+        load_columns<F>(at[r], k, count - k, w);
+        for (size_t i = 0; k + i < count; ++i)
+            for (int t = 0; t < T; ++t) sum.at[r][t] = fma(w[i], set1(x[t][k + i]), sum.at[r][t]);
+    }
+    sums = sum;
+}
+
+template <Format F, int R, int T>
+void stream_floats(const uint8_t* const (&blocks)[R], size_t cols, const Tokens<T>& tokens, Sums<R, T>& sums) {
+    for_runs(cols, kFloatPanelCols, [&](size_t first, size_t count) {
+        const uint8_t* at[R];
+        const float* x[T];
+        for (int r = 0; r < R; ++r) at[r] = columns_at<F>(blocks[r], first);
+        for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
+        if constexpr (F == Format::f8_e4m3) {
+            Sums<R, T> part{};
+            stream_columns<F, R, T>(at, x, count, part);
+            scale_into<R, T>(part, [&](int r) { return fp8_scale(at[r], count); }, sums);
+        } else {
+            stream_columns<F, R, T>(at, x, count, sums);
+        }
+    });
+}
+
+// R row blocks (those at `end` and beyond repeat the last one) by up to T tokens (missing ones repeat the last one).
+template <Format F, int R, int T>
+void stream_blocks(const Job& job, size_t block, size_t end) {
+    const uint8_t* blocks[R];
+    for (size_t r = 0; r < R; ++r) blocks[r] = job.tiles(block + r < end ? block + r : end - 1);
+    const Tokens<T> tokens = job.tokens<T, is_integer(F)>(0, job.in.n);
+    Sums<R, T> sums{};
+    if constexpr (is_integer(F))
+        stream_integers<F, R, T>(blocks, job.weight.cols, tokens, sums);
+    else
+        stream_floats<F, R, T>(blocks, job.weight.cols, tokens, sums);
+    for (size_t r = 0; r < R && block + r < end; ++r)
+        for (size_t t = 0; t < T && t < job.in.n; ++t) store_sum(job, block + r, t, sums.at[r][t]);
+}
+
+template <Format F>
+void stream(const Job& job, size_t end) {
+    // One token of a float format has one chain of additions per row block: four of them hide each other's latency.
+    constexpr size_t single = is_integer(F) ? 1 : 4;
+    if (job.in.n == 1)
+        for (size_t block = job.first; block < end; block += single) stream_blocks<F, single, 1>(job, block, end);
+    else if (job.in.n == 2)
+        for (size_t block = job.first; block < end; block += 2) stream_blocks<F, 2, 2>(job, block, end);
+    else
+        for (size_t block = job.first; block < end; block += 2) stream_blocks<F, 2, 4>(job, block, end);
+}
+
+// ---- many tokens: panels of two row blocks
+
+template <Format F>
+struct IntegerPanel {
+    static constexpr size_t kCols = kIntegerPanelCols;
+    Group<F> groups[kCols / kGroupCols];
+
+    void load(const uint8_t* tiles, size_t first, size_t count) {
+        constexpr size_t per_tile = info(F).block_cols / kGroupCols;
+        const uint8_t* tile = tiles + first / info(F).block_cols * tile_bytes(F);
+        for (size_t g = 0; g < count / kGroupCols; g += per_tile, tile += tile_bytes(F))
+            for (size_t i = 0; i < per_tile; ++i) unpack_group<F>(tile, i, groups[g + i]);
+    }
+
+    template <int T>
+    static void multiply(const IntegerPanel (&panel)[2], const Tokens<T>& tokens, size_t first, size_t count,
+                         Sums<2, T>& sums) {
+        const Group<F>* w[2] = {panel[0].groups, panel[1].groups};
+        const Activation* a[T];
+        for (int t = 0; t < T; ++t) a[t] = tokens.groups[t] + first / kGroupCols;
+        for (size_t g = 0; g < count / kGroupCols; ++g) add_group<F, 2, T>(w, a, g, sums);
+    }
+};
+
+template <Format F>
+struct FloatPanel {
+    static constexpr size_t kCols = kFloatPanelCols;
+    F32x8 columns[kCols];
+    F32x8 scale;
+
+    void load(const uint8_t* tiles, size_t first, size_t count) {
+        const uint8_t* at = columns_at<F>(tiles, first);
+        F32x8 w[4];
+        size_t k = 0;
+        for (; k + 4 <= count; k += 4) {
+            load_columns<F>(at, k, 4, w);
+            for (size_t i = 0; i < 4; ++i) columns[k + i] = w[i];
+        }
+        if (k < count) load_columns<F>(at, k, count - k, w);
+        for (size_t i = 0; k + i < count; ++i) columns[k + i] = w[i];
+        if constexpr (F == Format::f8_e4m3) scale = fp8_scale(at, count);
+    }
+
+    template <int T>
+    static void multiply(const FloatPanel (&panel)[2], const Tokens<T>& tokens, size_t first, size_t count,
+                         Sums<2, T>& sums) {
+        const F32x8* w[2] = {panel[0].columns, panel[1].columns};
+        const float* x[T];
+        for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
+        if constexpr (F == Format::f8_e4m3) {
+            Sums<2, T> part{};
+            add_columns<2, T>(w, x, count, part);
+            scale_into<2, T>(part, [&](int r) { return panel[r].scale; }, sums);
+        } else {
+            add_columns<2, T>(w, x, count, sums);
+        }
+    }
+};
+
+template <Format F>
+using Panel = std::conditional_t<is_integer(F), IntegerPanel<F>, FloatPanel<F>>;
+
+// Two pieces of weights to ask for while the tokens pass over the present panel.
+struct Upcoming {
+    const uint8_t* at[2] = {nullptr, nullptr};
+    size_t bytes = 0;
+
+    // The share of step `step` of `steps`.
+    void prefetch_share(size_t step, size_t steps) const {
+        const size_t lines = ceil_div(bytes, 64);
+        for (const uint8_t* p : at)
+            for (size_t i = lines * step / steps; i < lines * (step + 1) / steps; ++i) prefetch(p + 64 * i);
+    }
+};
+
+// What the next panel reads: the same row blocks' next columns, or the next row blocks' first ones.
+template <Format F>
+Upcoming upcoming(const Job& job, size_t block, size_t end, size_t next) {
+    Upcoming coming;
+    if (next >= job.weight.cols) {
+        next = 0;
+        block += 2;
+    }
+    if (block >= end) return coming;
+    const size_t left = job.weight.cols - next;
+    const size_t cols = left < Panel<F>::kCols ? left : Panel<F>::kCols;
+    for (size_t r = 0; r < 2; ++r) {
+        const uint8_t* tiles = job.tiles(block + r < end ? block + r : block);
+        coming.at[r] = tiles + next / info(F).block_cols * tile_bytes(F);
+    }
+    coming.bytes = cols / info(F).block_cols * tile_bytes(F);
+    return coming;
+}
+
+// Sums of two row blocks for a block of tokens.
+struct Waiting {
+    F32x8 sums[kTokenBlock][2];
+};
+
+template <Format F, int T>
+void multiply_tile(const Panel<F> (&panel)[2], const Tokens<T>& tokens, size_t first, size_t count,
+                   F32x8 (*waiting)[2]) {
+    Sums<2, T> sums;
+    for (int r = 0; r < 2; ++r)
+        for (int t = 0; t < T; ++t) sums.at[r][t] = first == 0 ? zero() : waiting[t][r];
+    Panel<F>::template multiply<T>(panel, tokens, first, count, sums);
+    for (int r = 0; r < 2; ++r)
+        for (int t = 0; t < T; ++t) waiting[t][r] = sums.at[r][t];
+}
+
+// Tokens [begin, begin + count) over columns [first, first + cols): four at a time, the last four padded.
+template <Format F>
+void multiply_panel(const Panel<F> (&panel)[2], const Job& job, size_t begin, size_t count, size_t first, size_t cols,
+                    const Upcoming& coming, Waiting& waiting) {
+    for (size_t t = 0; t < count; t += 4) {
+        coming.prefetch_share(t / 4, ceil_div(count, 4));
+        const size_t left = count - t;
+        if (left <= 2)
+            multiply_tile<F, 2>(panel, job.tokens<2, is_integer(F)>(begin + t, left), first, cols, waiting.sums + t);
+        else
+            multiply_tile<F, 4>(panel, job.tokens<4, is_integer(F)>(begin + t, left), first, cols, waiting.sums + t);
+    }
+}
+
+template <Format F>
+void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, size_t tokens) {
+    const size_t blocks = end - block < 2 ? 1 : 2;
+    Panel<F> panel[2];
+    Waiting waiting;
+    for_runs(job.weight.cols, Panel<F>::kCols, [&](size_t first, size_t cols) {
+        for (size_t r = 0; r < 2; ++r) panel[r].load(job.tiles(block + (r < blocks ? r : 0)), first, cols);
+        multiply_panel<F>(panel, job, begin, tokens, first, cols, upcoming<F>(job, block, end, first + cols), waiting);
+    });
+    for (size_t t = 0; t < tokens; ++t)
+        for (size_t r = 0; r < blocks; ++r) store_sum(job, block + r, begin + t, waiting.sums[t][r]);
+}
+
+template <Format F>
+void multiply(const Job& job, size_t end) {
+    if (job.in.n <= 4) {
+        stream<F>(job, end);
+        return;
+    }
+    for (size_t begin = 0; begin < job.in.n; begin += kTokenBlock) {
+        const size_t tokens = job.in.n - begin < kTokenBlock ? job.in.n - begin : kTokenBlock;
+        for (size_t block = job.first; block < end; block += 2) multiply_blocks<F>(job, block, end, begin, tokens);
+    }
+}
+
+using Multiply = void (*)(const Job&, size_t);
+constexpr Multiply kMultiply[kFormats] = {
+    multiply<Format::f32>,  multiply<Format::f16>,  multiply<Format::bf16>, multiply<Format::f8_e4m3>,
+    multiply<Format::q4_0>, multiply<Format::q4_1>, multiply<Format::q5_0>, multiply<Format::q5_1>,
+    multiply<Format::q8_0>, multiply<Format::q2_k>, multiply<Format::q3_k>, multiply<Format::q4_k>,
+    multiply<Format::q5_k>, multiply<Format::q6_k>, multiply<Format::mxfp4>,
+};
+
+}  // namespace
+
+void product(const Weight& weight, size_t expert, size_t first, size_t end, const Input& in, const Output& out) {
+    if (in.n > 0) kMultiply[static_cast<int>(weight.format)]({weight, expert, in, out, first}, end);
 }
 
 }  // namespace finback::FINBACK_NAMESPACE

@@ -6,6 +6,14 @@
 
 #include "simd.h"
 
+// Unrolls the loop that follows, so that an array indexed by it stays in registers. Emulated lanes have none to stay in.
+#if !defined(FINBACK_ISA_scalar)
+#define FINBACK_PRAGMA(text) _Pragma(#text)
+#define FINBACK_UNROLL(count) FINBACK_PRAGMA(GCC unroll count)
+#else
+#define FINBACK_UNROLL(count)
+#endif
+
 namespace finback::FINBACK_NAMESPACE {
 
 #if !defined(FINBACK_ISA_scalar)
@@ -49,17 +57,29 @@ inline I8x32 look_up(const uint8_t* table16, I8x32 codes) {
     return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), codes.v)};
 }
 inline I8x32 abs_bytes(I8x32 a) { return {_mm256_abs_epi8(a.v)}; }
+inline I8x32 flip_sign_bits(I8x32 a) { return {_mm256_xor_si256(a.v, _mm256_set1_epi8(-128))}; }
 // a, -a or 0 as sign_of is positive, negative or 0.
 inline I8x32 with_sign(I8x32 a, I8x32 sign_of) { return {_mm256_sign_epi8(a.v, sign_of.v)}; }
 inline I16x16 operator+(I16x16 a, I16x16 b) { return {_mm256_add_epi16(a.v, b.v)}; }
+inline I16x16 operator-(I16x16 a, I16x16 b) { return {_mm256_sub_epi16(a.v, b.v)}; }
 template <int Shift>
 inline I16x16 shift_right(I16x16 a) {
     return {_mm256_srai_epi16(a.v, Shift)};
+}
+template <int Shift>
+inline I16x16 shift_left(I16x16 a) {
+    return {_mm256_slli_epi16(a.v, Shift)};
 }
 // Sums of neighbouring products, unsigned x signed; the caller's ranges exclude saturation.
 inline I16x16 dot_pairs(I8x32 u, I8x32 s) { return {_mm256_maddubs_epi16(u.v, s.v)}; }
 inline I32x8 dot_pairs(I16x16 a, I16x16 b) { return {_mm256_madd_epi16(a.v, b.v)}; }
 inline I32x8 operator+(I32x8 a, I32x8 b) { return {_mm256_add_epi32(a.v, b.v)}; }
+// Says that the value must exist now: without it GCC computes all products of a sum first, spills them, and adds last.
+template <class V>
+inline V settled(V a) {
+    asm("" : "+v"(a.v));
+    return a;
+}
 inline I32x8 zero_i32() { return {_mm256_setzero_si256()}; }
 inline F32x8 to_float(I32x8 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 // Bytes (8 of them, unsigned) to ints, and ints to the (x, x) word pairs that dot_pairs takes.
@@ -103,6 +123,18 @@ inline F32x8 fp8_to_float(I8x32 a) {
     const __m256i top = _mm256_slli_epi32(a.v, 24 - 8 * I);
     const __m256i bits = _mm256_and_si256(_mm256_srai_epi32(top, 4), _mm256_set1_epi32(static_cast<int>(0x87f00000u)));
     return {_mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f))};
+}
+
+// In both halves of 16 bytes: the sums of bytes 0, 1 and of bytes 2, 3 of the half's four quads, as word pairs.
+inline I16x16 quad_sums(I8x32 a) {
+    __m256i x = _mm256_maddubs_epi16(_mm256_set1_epi8(1), a.v);
+    x = _mm256_add_epi16(x, _mm256_shuffle_epi32(x, 0x4e));
+    return {_mm256_add_epi16(x, _mm256_shuffle_epi32(x, 0xb1))};
+}
+inline int32_t max_lane(I32x8 a) {
+    __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
 }
 
 #else
@@ -162,12 +194,32 @@ inline I8x32 abs_bytes(I8x32 a) {
 inline I8x32 with_sign(I8x32 a, I8x32 sign_of) {
     return lanes_of<I8x32>([&](int i) { return sign_of.v[i] & 0x80 ? 256 - a.v[i] : sign_of.v[i] ? a.v[i] : 0; });
 }
-inline I16x16 operator+(I16x16 a, I16x16 b) {  // wraps, as the vector instruction does
+// Both wrap, as the vector instructions do.
+inline I16x16 operator+(I16x16 a, I16x16 b) {
     return lanes_of<I16x16>([&](int i) { return static_cast<uint16_t>(a.v[i] + b.v[i]); });
+}
+inline I16x16 operator-(I16x16 a, I16x16 b) {
+    return lanes_of<I16x16>([&](int i) { return static_cast<uint16_t>(a.v[i] - b.v[i]); });
 }
 template <int Shift>
 inline I16x16 shift_right(I16x16 a) {
     return lanes_of<I16x16>([&](int i) { return a.v[i] >> Shift; });
+}
+template <int Shift>
+inline I16x16 shift_left(I16x16 a) {
+    return lanes_of<I16x16>([&](int i) { return static_cast<uint16_t>(a.v[i]) << Shift; });
+}
+template <class V>
+inline V settled(V a) {
+    return a;
+}
+inline I16x16 quad_sums(I8x32 a) {
+    return lanes_of<I16x16>([&](int i) {
+        int sum = 0;
+        for (int quad = 0; quad < 4; ++quad)
+            for (int k = 0; k < 2; ++k) sum += static_cast<int8_t>(a.v[16 * (i / 8) + 4 * quad + 2 * (i % 2) + k]);
+        return sum;
+    });
 }
 inline I16x16 dot_pairs(I8x32 u, I8x32 s) {
     return lanes_of<I16x16>([&](int i) {
@@ -236,6 +288,33 @@ inline F32x8 fp8_to_float(I8x32 a) {
     });
 }
 
+inline int32_t max_lane(I32x8 a) {
+    int32_t most = a.v[0];
+    for (int i = 1; i < kLanes; ++i) most = a.v[i] > most ? a.v[i] : most;
+    return most;
+}
+
 #endif
+
+// A running sum of unsigned codes x signed activations, per row: 32-bit with VNNI, else two 16-bit sums, of bytes 0, 1 and
+// of bytes 2, 3 of the quads, which wrap modulo 2^16. Only their last value has to fit.
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+using Partial = I32x8;
+inline Partial start_at(I16x16 pair) { return dot_pairs(pair, set1_i16(1)); }
+inline Partial add_dot(Partial sum, I8x32 u, I8x32 s) { return {_mm256_dpbusd_epi32(sum.v, u.v, s.v)}; }
+inline I32x8 total(Partial sum) { return sum; }
+// Times one factor per row, given as (f, f) word pairs.
+inline I32x8 total(Partial sum, I16x16 factors) {
+    return {_mm256_mullo_epi32(sum.v, _mm256_srai_epi32(factors.v, 16))};
+}
+#else
+using Partial = I16x16;
+inline Partial start_at(I16x16 pair) { return pair; }
+inline Partial add_dot(Partial sum, I8x32 u, I8x32 s) { return settled(sum + dot_pairs(u, s)); }
+inline I32x8 total(Partial sum) { return dot_pairs(sum, set1_i16(1)); }
+inline I32x8 total(Partial sum, I16x16 factors) { return dot_pairs(sum, factors); }
+#endif
+
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace finback::FINBACK_NAMESPACE

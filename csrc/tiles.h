@@ -7,20 +7,51 @@ namespace finback::FINBACK_NAMESPACE {
 
 // How a format's integer products become values.
 enum class Kind {
-    offset,  // scale * (code - offset)
-    affine,  // scale * code + min
-    halves,  // scale * sub[half] * (code - offset): integer scales per 16 columns
-    byte,    // scale * signed byte
+    offset,         // scale * (code - offset)
+    affine,         // scale * code + min
+    halves,         // scale * sub[half] * (code - offset): integer scales per 16 columns
+    halves_affine,  // scale * sub[half] * code - min * sub_min[half]
+    byte,           // scale * signed byte
 };
+constexpr Kind kind(Format f) {
+    switch (f) {
+        case Format::q4_1:
+        case Format::q5_1:
+        case Format::q4_k:
+        case Format::q5_k: return Kind::affine;
+        case Format::q3_k:
+        case Format::q6_k: return Kind::halves;
+        case Format::q2_k: return Kind::halves_affine;
+        case Format::q8_0: return Kind::byte;
+        default: return Kind::offset;
+    }
+}
 
-// One group of a row block, unpacked. Which fields are used depends on the format's kind.
-struct Group {
-    I8x32 code[8];      // quads 0..7 of 8 rows
+// One group of 32 columns of a row block, unpacked: quads 0..7 of 8 rows, and what scales them.
+template <Kind K>
+struct GroupOf {
+    I8x32 code[8];
     F32x8 scale;
-    F32x8 min;
-    I16x16 sub[2];      // (s, s) word pairs
-    I16x16 sub_min[2];
 };
+template <>
+struct GroupOf<Kind::affine> {
+    I8x32 code[8];
+    F32x8 scale, min;
+};
+template <>
+struct GroupOf<Kind::halves> {
+    I8x32 code[8];
+    F32x8 scale;
+    I16x16 sub[2];  // (s, s) word pairs
+};
+template <>
+struct GroupOf<Kind::halves_affine> {
+    I8x32 code[8];
+    F32x8 scale, min;
+    I16x16 sub[2], sub_min[2];
+};
+template <Format F>
+using Group = GroupOf<kind(F)>;
 
 // Bits [Bits*T, Bits*T + Bits) of every byte, moved to [To, To + Bits).
 template <int Bits, int T, int To>
@@ -42,7 +73,7 @@ inline void spread_vector(I8x32 x, I8x32* code) {
 }
 template <int Bits, int To>
 inline const uint8_t* spread_plane(const uint8_t* plane, I8x32* code) {
-#pragma GCC unroll 4
+FINBACK_UNROLL(4)
     for (int v = 0; v < Bits; ++v) spread_vector<Bits, To>(load_bytes(plane + 32 * v), code + v);
     return plane + 32 * Bits;
 }
@@ -50,7 +81,7 @@ inline const uint8_t* spread_plane(const uint8_t* plane, I8x32* code) {
 template <int Bits>
 inline void unpack_codes(const uint8_t* planes, I8x32* code) {
     if constexpr (Bits == 8) {
-#pragma GCC unroll 8
+FINBACK_UNROLL(8)
         for (int j = 0; j < 8; ++j) code[j] = load_bytes(planes + 32 * j);
     } else if constexpr (Bits >= 4) {
         planes = spread_plane<4, 0>(planes, code);
@@ -72,7 +103,7 @@ inline const uint16_t* halves_at(const uint8_t* p) { return reinterpret_cast<con
 
 // `scales` points behind the planes of all groups of the tile; g is the group within the tile.
 template <Format F>
-inline void unpack_scales(const uint8_t* scales, size_t g, Group& out) {
+inline void unpack_scales(const uint8_t* scales, size_t g, Group<F>& out) {
     if constexpr (F == Format::mxfp4) {
         // Half of 2^(e - 127), the codes being doubled. e = 0 and 1 are subnormal; 2^-127 stands for both.
         const I32x8 bits = shift_left<23>(widen_bytes(scales) + set1_i32(-1));
@@ -108,28 +139,14 @@ inline void unpack_scales(const uint8_t* scales, size_t g, Group& out) {
 inline constexpr uint8_t kMxCodes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 template <Format F>
-inline void unpack_group(const uint8_t* tile, size_t g, Group& out) {
+inline void unpack_group(const uint8_t* tile, size_t g, Group<F>& out) {
     constexpr size_t groups = info(F).block_cols / kGroupCols;
     unpack_codes<info(F).code_bits>(tile + g * plane_bytes(F), out.code);
     if constexpr (F == Format::mxfp4) {
-#pragma GCC unroll 8
+FINBACK_UNROLL(8)
         for (int j = 0; j < 8; ++j) out.code[j] = look_up(kMxCodes, out.code[j]);
     }
     unpack_scales<F>(tile + groups * plane_bytes(F), g, out);
-}
-
-constexpr Kind kind(Format f) {
-    switch (f) {
-        case Format::q4_1:
-        case Format::q5_1:
-        case Format::q4_k:
-        case Format::q5_k: return Kind::affine;
-        case Format::q2_k:
-        case Format::q3_k:
-        case Format::q6_k: return Kind::halves;
-        case Format::q8_0: return Kind::byte;
-        default: return Kind::offset;
-    }
 }
 
 }  // namespace finback::FINBACK_NAMESPACE
