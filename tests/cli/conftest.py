@@ -46,7 +46,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("FINBACK_THREADS", "FINBACK_CONTEXT", "FINBACK_FORMAT", "HF_TOKEN", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FINBACK_HOME", str(folder))
+    monkeypatch.setattr("finback.hub.wheel._download", _no_download)
     return folder
+
+
+def _no_download(*arguments: object) -> None:
+    raise AssertionError("a test must not reach for the network")
 
 
 @pytest.fixture
@@ -114,7 +119,7 @@ class LineChat:
         self.thinking.append(options.get("thinking"))
         return [Piece(f"{message['role']}: {message['content']}\n", trusted=True) for message in messages]
 
-    def parser(self, thinking: bool | None = None) -> BracketParser:
+    def parser(self, thinking: bool | None = None, **options: Any) -> BracketParser:
         return BracketParser()
 
 

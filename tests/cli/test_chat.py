@@ -52,9 +52,10 @@ def test_system_prompt_and_thinking(cli: Cli, loaded: Loaded) -> None:
 
 
 def test_exit_ends(cli: Cli, loaded: Loaded) -> None:
+    model = loaded("x")
     for word in ("/exit", "/quit", "/bye"):
         assert cli("chat", input=f"{word}\nnot asked\n", status=0).out == ""
-    assert questions(loaded("x")) == []
+    assert questions(model) == []
 
 
 def test_clear_forgets(cli: Cli, loaded: Loaded) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C in a process of its own: it stops an answer and not a conversation; elsewhere it ends the program with status 130."""
+"""Ctrl-C in a process of its own: it stops an answer and not a conversation; elsewhere it means status 130."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def wait_for(self, text: str) -> str:
-        """What was printed since the last wait, up to and with ``text``."""
+    def wait_for(self, text: str, *, nudge: str = "") -> str:
+        """What was printed since the last wait, up to and with ``text``. ``nudge`` is typed until it comes: a Ctrl-C
+        that falls between Python's check for signals and its wait for input is seen with the next key only.
+        """
         deadline = time.monotonic() + DEADLINE_S
         while text not in self.seen:
             assert time.monotonic() < deadline, f"waited for {text!r}, saw {self.seen!r}"
-            if select.select([self._ours], [], [], 0.1)[0]:
+            self.type(nudge)
+            if select.select([self._ours], [], [], 0.5)[0]:
                 self.seen += os.read(self._ours, 4096).decode(errors="replace")
         before, found, self.seen = self.seen.partition(text)
         return before + found
@@ -81,8 +85,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(terminal: Terminal) ->
     said = terminal.wait_for("(stopped)")
     assert "z" not in said
     terminal.wait_for(">>> ")
-    terminal.type("\x03")
-    terminal.wait_for("Ctrl-D or /exit")
+    terminal.wait_for("Ctrl-D or /exit", nudge="\x03")
     terminal.wait_for(">>> ")
     terminal.type("/stats\r")
     terminal.wait_for("(stopped)")
@@ -120,36 +123,46 @@ def test_ctrl_c_while_the_prompt_is_read(tmp_path: Path) -> None:
     program.close()
 
 
+@contextmanager
+def piped(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A slow program between pipes, gone at the end."""
+    pipe = subprocess.PIPE
+    started = command(0.05, 0.0, LETTERS, *arguments)
+    with subprocess.Popen(started, stdin=pipe, stdout=pipe, stderr=pipe, env=environment()) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def test_an_interrupted_run_is_status_130() -> None:
-    process = subprocess.Popen(
-        command(0.05, 0.0, LETTERS, "run", "hello"),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
-    )  # fmt: skip
-    assert process.stdout
-    assert process.stdout.read(3) == b"abc"
-    process.send_signal(signal.SIGINT)
-    rest, complaints = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 130
-    assert b"z" not in rest
-    assert complaints == b"loaded\n"
+    with piped("run", "-") as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"hello")
+        process.stdin.close()
+        process.stdin = None
+        assert process.stdout.read(3) == b"abc"
+        process.send_signal(signal.SIGINT)
+        rest, complaints = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 130
+        assert b"z" not in rest
+        assert complaints == b"loaded\n"
 
 
 def test_an_interrupted_piped_conversation_goes_on() -> None:
-    process = subprocess.Popen(
-        command(0.05, 0.0, LETTERS, "chat"),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    process.stdin.write(b"one\ntwo\n")
-    process.stdin.flush()
-    assert process.stdout.read(3) == b"abc"
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0
-    first, second = rest.decode().splitlines()
-    assert "z" not in first
-    assert second == LETTERS
+    with piped("chat") as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"one\ntwo\n")
+        process.stdin.flush()
+        assert process.stdout.read(3) == b"abc"
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0
+        first, second = rest.decode().splitlines()
+        assert "z" not in first
+        assert second == LETTERS
 
 
 @pytest.fixture
@@ -165,15 +178,16 @@ def test_an_interrupted_pull_is_status_130_and_goes_on(hub: FakeHub, tmp_path: P
     hub.fail("model.safetensors", Fault(chunk_bytes=10_000, pause_s=0.05))
     environ = environment(FINBACK_HOME=str(tmp_path), HF_ENDPOINT=hub.url)
     script = [sys.executable, "-c", "from finback.cli import main; main()", "pull", REPO]
-    process = subprocess.Popen(script, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environ)
     part = Store(tmp_path).files_folder(f"hf.co/{REPO}") / "model.safetensors.part"
-    deadline = time.monotonic() + DEADLINE_S
-    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, complaints = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 130
+    with subprocess.Popen(script, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environ) as process:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 130
     assert b"Traceback" not in complaints
     assert 0 < part.stat().st_size < len(content)
-    assert subprocess.run(script, capture_output=True, env=environ, timeout=DEADLINE_S).returncode == 0
+    again = subprocess.run(script, capture_output=True, env=environ, timeout=DEADLINE_S, stdin=subprocess.DEVNULL)
+    assert again.returncode == 0
     assert part.with_suffix("").read_bytes() == content
