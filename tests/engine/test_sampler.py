@@ -136,12 +136,21 @@ def test_more_logprobs_than_tokens() -> None:
     assert len(entry.top) == 4
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_numbers_are_an_error(bad: float) -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "top_p": 0.5}, {"logit_bias": {5: 1.0}, "logprobs": 2}])
+def test_logits_that_are_not_numbers_are_an_error(bad: float, params: dict) -> None:
     logits = np.zeros(8, np.float32)
     logits[5] = bad
     with pytest.raises(EngineError, match="not numbers"):
+        choose(logits, [0], **params)
+
+
+def test_minus_infinity_is_never_chosen() -> None:
+    logits = np.full(8, -np.inf, np.float32)
+    with pytest.raises(EngineError, match="not numbers"):
         choose(logits, [0])
+    logits[3] = -5
+    assert {choose(logits, [0], temperature=1.0, seed=seed) for seed in range(20)} == {3}
 
 
 def test_large_finite_logits_are_numbers() -> None:

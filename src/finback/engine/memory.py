@@ -59,8 +59,9 @@ def memory_for_cache(weights_bytes: int) -> int:
     """Memory that the cache may take beside weights that are still to be loaded; ModelTooLarge if they do not fit."""
     memory = hardware.memory()
     if weights_bytes > memory.total_bytes:
+        needed, there = weights_bytes / 2**30, memory.total_bytes / 2**30
         raise ModelTooLarge(
-            f"the weights take {weights_bytes / 2**30:.1f} GiB of memory; this machine has {memory.total_bytes / 2**30:.1f}",
+            f"the weights take {needed:.1f} GiB of memory; this machine has {there:.1f} GiB",
             hint="take a smaller model, or pack this one narrower (format q8 or q4)",
         )
     # Mapped weights can be read again from disk, so a tight machine still gets a small cache.

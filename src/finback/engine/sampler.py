@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from finback import kernels
 from finback.engine.request import SamplingParams, TokenLogprob
-from finback.errors import EngineError
+from finback.errors import EngineError, KernelArgumentError
 
 _MASK = (1 << 64) - 1
 
@@ -54,10 +54,15 @@ class Sampler:
 
     def choose(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> tuple[int, TokenLogprob | None]:
         """The token after ``tokens``, and its log-probability if asked for. EngineError if a logit is NaN."""
-        _check_finite(logits)
-        token = self._draw(self._adjusted(logits, tokens), len(tokens))
-        count = self._params.logprobs
-        return token, None if count is None else token_logprob(logits, token, count)
+        try:
+            token = self._draw(self._adjusted(logits, tokens), len(tokens))
+            count = self._params.logprobs
+            return token, None if count is None else token_logprob(logits, token, count)
+        except KernelArgumentError as error:  # the settings are checked: what a kernel refuses is the logits
+            raise EngineError(
+                "the model's logits are not numbers (NaN or infinity)",
+                hint="the weights may be damaged: check the file, or try another one",
+            ) from error
 
     def _draw(self, logits: NDArray[np.float32], position: int) -> int:
         params = self._params
@@ -107,11 +112,3 @@ def token_logprob(logits: NDArray[np.float32], token: int, top: int) -> TokenLog
     ids, logprobs = kernels.top_logprobs(logits, min(top, len(logits)))
     best = tuple(zip(ids.tolist(), logprobs.tolist(), strict=True))
     return TokenLogprob(token, float(kernels.logprob_of(logits, token)), best)
-
-
-def _check_finite(logits: NDArray[np.float32]) -> None:
-    if not np.isfinite(logits).all():
-        raise EngineError(
-            "the model's logits are not numbers (NaN or infinity)",
-            hint="the weights may be damaged: check the file, or try another one",
-        )
