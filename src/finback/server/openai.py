@@ -17,9 +17,9 @@ from finback.engine.request import SamplingParams, StepOutput, TokenLogprob, Usa
 from finback.errors import InvalidRequest
 from finback.server.schema import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest
 from finback.server.worker import EngineWorker, Stream
-from finback.text.chat import ChatFormat
+
 from finback.text.stream import Content, Event, Reasoning, StreamParser, ToolCallStart
-from finback.text.tokenizer import Tokenizer
+
 
 Json = dict[str, Any]
 

@@ -1,0 +1,84 @@
+"""A real server on a free loopback port, over a tiny model; the clients that talk to it are real too."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+
+from finback.engine.request import SamplingParams
+from finback.server.app import create_app
+from finback.server.worker import EngineWorker
+from finback.text.chat import Piece
+from finback.text.stream import ThinkParser
+
+
+class PlainChat:
+    """``role: text`` lines; reasoning between <think> tags."""
+
+    name = "plain"
+    supports_thinking = True
+    default_thinking = False
+
+    def render(self, messages: Any, *, tools: Any = None, thinking: Any = None, generation_prompt: bool = True) -> Any:
+        return [Piece(f"{message['role']}: {message['content']}\n", trusted=False) for message in messages]
+
+    def parser(self, thinking: bool | None = None) -> Any:
+        return ThinkParser(open=bool(thinking))
+
+
+@dataclass
+class Served:
+    """What a loaded model shows to the server."""
+
+    engine: Any
+    name: str = "tiny"
+    chat_format: Any = field(default_factory=PlainChat)
+    defaults: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.0))
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.engine.tokenizer
+
+    @property
+    def context(self) -> int:
+        return self.engine.context
+
+
+@dataclass
+class Running:
+    """A server that answers at ``url``; ``engine`` is the one behind it."""
+
+    url: str
+    engine: Any
+
+
+@pytest.fixture
+def serve(make_engine: Callable[..., Any]) -> Iterator[Callable[..., Running]]:
+    """``serve(model=None, blocks=64, **settings)`` starts a server and stops it after the test."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(model: Any = None, **options: Any) -> Running:
+        engine = make_engine(model, **options)
+        app = create_app(Served(engine), EngineWorker(engine))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.started
+        running.append((server, thread))
+        port = server.servers[0].sockets[0].getsockname()[1]
+        return Running(f"http://127.0.0.1:{port}", engine)
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(timeout=10)
+        assert not thread.is_alive()
