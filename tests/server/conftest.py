@@ -15,7 +15,8 @@ from finback.engine.request import SamplingParams
 from finback.server.app import create_app
 from finback.server.worker import EngineWorker
 from finback.text.chat import Piece
-from finback.text.stream import ThinkParser
+from finback.text.reasoning import ReasoningSplitter
+from finback.text.stream import StreamParser
 
 
 class PlainChat:
@@ -28,8 +29,8 @@ class PlainChat:
     def render(self, messages: Any, *, tools: Any = None, thinking: Any = None, generation_prompt: bool = True) -> Any:
         return [Piece(f"{message['role']}: {message['content']}\n", trusted=False) for message in messages]
 
-    def parser(self, thinking: bool | None = None) -> Any:
-        return ThinkParser(open=bool(thinking))
+    def parser(self, thinking: bool | None = None, **_: Any) -> Any:
+        return StreamParser(ReasoningSplitter(opened=bool(thinking)))
 
 
 @dataclass

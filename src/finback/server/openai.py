@@ -11,15 +11,16 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from finback.engine.request import SamplingParams, StepOutput, TokenLogprob, Usage
 from finback.errors import InvalidRequest
 from finback.server.schema import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest
 from finback.server.worker import EngineWorker, Stream
-
+from finback.text.chat import ChatFormat
 from finback.text.stream import Content, Event, Reasoning, StreamParser, ToolCallStart
-
+from finback.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
@@ -252,8 +253,10 @@ async def start_chat(request: ChatRequest, model: Served, worker: EngineWorker) 
         raise InvalidRequest(f"{model.name} has no chat format: use /v1/completions", parameter="model")
     thinking = request.wants_thinking
     tools = request.tools if request.tool_choice != "none" else None
-    pieces = model.chat_format.render(request.messages, tools=tools, thinking=thinking)
-    tokens = model.tokenizer.encode_pieces(pieces)
+    # Long conversations take a while to render and cut into tokens: other streams go on meanwhile.
+    render = partial(model.chat_format.render, request.messages, tools=tools, thinking=thinking)
+    pieces = await asyncio.to_thread(render)
+    tokens = await asyncio.to_thread(model.tokenizer.encode_pieces, pieces)
     limit = request.max_completion_tokens or request.max_tokens
     params = request.sampling(model.defaults, max_tokens=limit, logprobs=request.logprobs_count)
     n = request.n or 1
@@ -268,7 +271,8 @@ async def start_completion(request: CompletionRequest, model: Served, worker: En
     n = request.n or 1
     prompts = [prompt for prompt in request.prompts() for _ in range(n)]
     tokenizer = model.tokenizer
-    encoded = [tokenizer.encode(p, bos=tokenizer.adds_bos) if isinstance(p, str) else p for p in prompts]
+    encode = partial(tokenizer.encode, bos=tokenizer.adds_bos)
+    encoded = [await asyncio.to_thread(encode, p) if isinstance(p, str) else p for p in prompts]
     echoes = [(p if isinstance(p, str) else tokenizer.decode(p)) if request.echo else "" for p in prompts]
     limit = request.max_tokens or DEFAULT_COMPLETION_TOKENS
     params = request.sampling(model.defaults, max_tokens=limit, logprobs=request.logprobs)

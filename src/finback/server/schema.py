@@ -55,7 +55,7 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), lt=2**63)] | None = None
+    seed: int | None = None
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
     user: str | None = None  # who asks: for the caller's own book-keeping, changes no answer
@@ -114,7 +114,7 @@ class ChatRequest(Sampled, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def wants_thinking(self) -> bool | None:
-        """True or False as asked, None for the model's default. Any effort switches reasoning on: there is one depth."""
+        """True or False as asked, None for the model's default. Any effort means on: reasoning has one depth."""
         if self.thinking is not None:
             return self.thinking.type == "enabled"
         if self.reasoning_effort is not None:
@@ -132,7 +132,7 @@ class ChatRequest(Sampled, forbid_unknown_fields=True, kw_only=True):
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs: true", parameter="top_logprobs")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise InvalidRequest("give max_tokens or max_completion_tokens, not both", parameter="max_tokens")
+            raise InvalidRequest("max_tokens or max_completion_tokens, not both", parameter="max_tokens")
         if self.response_format is not None and self.response_format.type != "text":
             raise InvalidRequest("only response_format {type: text} is supported", parameter="response_format")
         if self.tool_choice not in (None, "auto", "none"):

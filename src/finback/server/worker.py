@@ -1,8 +1,8 @@
 """The engine's thread, and the one hop between it and the event loop.
 
 The engine is synchronous and single-threaded; HTTP is not. Commands (add, abort) cross to the engine's thread through a
-queue and take effect before its next step; outputs cross back as calls on the stream's event loop. Closing a stream, for
-whatever reason, aborts its request: the next step no longer computes it.
+queue and take effect before its next step; outputs cross back as calls on the stream's event loop. Closing a stream,
+for whatever reason, aborts its request: the next step no longer computes it.
 """
 
 from __future__ import annotations
