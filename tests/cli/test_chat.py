@@ -84,7 +84,8 @@ def test_stats(cli: Cli, loaded: Loaded) -> None:
     outcome = cli("chat", input="/stats\nx\n/stats\n", status=0)
     assert "there is no answer yet" in outcome.err
     assert "4 answer tokens" in outcome.err
-    assert "of 512 tokens used" in outcome.err
+    rendered = len("user: x\nassistant: abc\n")
+    assert f"context: {rendered} of 512 tokens used" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -156,10 +157,13 @@ def test_the_model_is_introduced(capsys: pytest.CaptureFixture[str], loaded: Loa
     said = capsys.readouterr().err
     assert "135 M parameters, context 8192 tokens, 2 threads" in said
     assert "often wrong" in said
+    assert "/help" in said
 
 
 def test_an_answer_is_described() -> None:
     answer = Answer("x", "", True, None, 10, 21, 0.5, 1.5)
     assert answer.tokens_per_s == pytest.approx(20)
     assert answer.describe() == "10 prompt tokens, first words after 0.50 s; 21 answer tokens, 20.0 tokens/s (stopped)"
-    assert Answer("x", "", False, "stop", 1, 1, 0.5, 0.5).tokens_per_s is None
+    short = Answer("x", "", False, "stop", None, 1, 0.5, 0.5)
+    assert short.tokens_per_s is None
+    assert short.describe() == "first words after 0.50 s; 1 answer tokens"

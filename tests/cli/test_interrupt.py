@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import random
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +166,22 @@ def test_an_interrupted_piped_conversation_goes_on() -> None:
         first, second = rest.decode().splitlines()
         assert "z" not in first
         assert second == LETTERS
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_server_ends_when_told_to(number: int, status: int) -> None:
+    with piped("serve", "--port", "0") as process:
+        assert process.stderr
+        process.stderr.readline()  # loaded
+        said = process.stderr.readline().decode()
+        url = re.search(r"http://127\.0\.0\.1:\d+/v1", said)
+        assert url, said
+        with urllib.request.urlopen(f"{url[0]}/models", timeout=DEADLINE_S) as answer:
+            assert json.load(answer)["data"][0]["id"] == "tiny"
+        process.send_signal(number)
+        _, complaints = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == status
+        assert b"Traceback" not in complaints
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ class Answer:
     reasoning: str
     stopped: bool
     finish_reason: str | None
-    prompt_tokens: int
+    prompt_tokens: int | None  # None: stopped before that was told
     completion_tokens: int
     first_piece_s: float
     total_s: float
@@ -49,10 +49,9 @@ class Answer:
             if self.finish_reason == "length"
             else ""
         )
-        return (
-            f"{self.prompt_tokens} prompt tokens, first words after {self.first_piece_s:.2f} s; "
-            f"{self.completion_tokens} answer tokens{rate}{ended}"
-        )
+        asked = "" if self.prompt_tokens is None else f"{self.prompt_tokens} prompt tokens, "
+        first = f"first words after {self.first_piece_s:.2f} s"
+        return f"{asked}{first}; {self.completion_tokens} answer tokens{rate}{ended}"
 
 
 class StopSignal:
@@ -176,7 +175,7 @@ class _Course:
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._tokens = 0
-        self._prompt_tokens = 0
+        self._prompt_tokens: int | None = None
         self.finish_reason: str | None = None
 
     def take(self, piece: Piece) -> None:

@@ -81,9 +81,10 @@ class Session:
 
         config = self.model.config
         facts = f"{count_text(config.parameters.total)} parameters, context {self.model.context} tokens"
-        note(f"{self.model.name}: {facts}, {self.model.settings.threads} threads. /help for commands, Ctrl-D ends.")
+        note(f"{self.model.name}: {facts}, {self.model.settings.threads} threads")
         if self.model.name == DEFAULT_MODEL:
-            note("A very small model, to try things out: it is quick and often wrong. Others: finback list --catalog")
+            note("It is very small: quick, often wrong, good for a try. Others: finback list --catalog")
+        note("Type a message. /help lists the commands, Ctrl-D ends.")
 
     def talk(self, read: Callable[[], str | None]) -> None:
         """Take turns until the input or the user ends it."""
@@ -172,8 +173,15 @@ class Session:
     def _stats(self, rest: str) -> None:
         if self.last is None:
             raise InvalidRequest("there is no answer yet")
-        used = self.last.prompt_tokens + self.last.completion_tokens
-        _say(f"{self.last.describe()}\ncontext: {used} of {self.model.context} tokens used")
+        _say(f"{self.last.describe()}\ncontext: {self._context_used()} of {self.model.context} tokens used")
+
+    def _context_used(self) -> int:
+        """Tokens of the conversation as the next answer would be asked for."""
+        chat_format = self.model.chat_format
+        if chat_format is None or not self.conversation.messages:
+            return 0
+        pieces = chat_format.render(self.conversation.prompt(), thinking=self.conversation.thinking)
+        return len(self.model.tokenizer.encode_pieces(pieces))
 
     def _save(self, rest: str) -> None:
         path = _file(rest, "save")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -29,6 +32,7 @@ def serve(
     from finback.cli.output import note
 
     server.require_loopback(host)
+    signal.signal(signal.SIGTERM, _leave)
     settings = settings_of(threads, context, format)
     with load(model, settings) as loaded:
 
@@ -36,3 +40,8 @@ def serve(
             note(f"serving {loaded.name} at {url}/v1 (context {loaded.context} tokens). Ctrl-C ends it.")
 
         server.run(loaded, host=host, port=port, on_ready=announce)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is a wish like any other: once running requests have ended, the program has done its work."""
+    sys.exit(0)
