@@ -73,6 +73,11 @@ def test_an_incomplete_character_at_the_end(says) -> None:
     assert answer(says("a€"), temperature=0, max_tokens=3).text == "a\ufffd"
 
 
+def test_a_stop_string_can_be_complete_with_the_very_end(says) -> None:
+    result = answer(says("a€"), temperature=0, max_tokens=2, stop=("\ufffd",))
+    assert (result.text, result.finish_reason) == ("a", "stop")
+
+
 def test_text_and_tokens_come_step_by_step(says) -> None:
     engine = says("é!")
     engine.add("a", PROMPT, SamplingParams(temperature=0))

@@ -72,6 +72,16 @@ def test_requests_wait_for_blocks_in_order() -> None:
     assert scheduler.num_waiting == 2  # nobody overtakes
 
 
+def test_a_newcomer_leaves_running_answers_room_to_grow() -> None:
+    scheduler = make(blocks=7, budget=64)
+    scheduler.add(request("a", 4, answer=8))
+    scheduler.add(request("b", 4, answer=8))
+    step(scheduler)
+    scheduler.add(request("c", 8))  # would leave one free block for two answers
+    step(scheduler)
+    assert (scheduler.num_running, scheduler.num_waiting) == (2, 1)
+
+
 def test_the_youngest_gives_way_and_is_computed_again() -> None:
     scheduler = make(blocks=4, budget=64)
     old, young = request("old", 4, answer=8), request("young", 4, answer=8)
@@ -163,6 +173,13 @@ class EngineLife(RuleBasedStateMachine):
     def check_work(self, work: Work) -> None:
         assert work.start == work.request.num_computed < work.stop <= len(work.request.tokens)
         assert len(work.blocks) * BLOCK >= work.stop
+
+    @invariant()
+    def answers_stand_before_prompts(self) -> None:
+        begun = [request.num_computed > 0 for request in self.scheduler._running]
+        writing = [request.num_pending == 1 and request.num_generated > 0 for request in self.scheduler._running]
+        assert writing == sorted(writing, reverse=True)
+        assert begun == sorted(begun, reverse=True)
 
     @invariant()
     def books_are_right(self) -> None:

@@ -71,12 +71,16 @@ class Scheduler:
         self._cache.release(request.id)
 
     def schedule(self) -> list[Work]:
-        """Choose the next step's work within the budget: running answers first, then prompts as they came."""
+        """Choose the next step's work within the budget, oldest request first.
+
+        A request gets tokens only when every older one gets all that it lacks: so those that already write their
+        answers stand before those whose prompts are still being read, and a long prompt stalls no answer.
+        """
         self._extend_running()
         self._admit_waiting()
         budget = self._batch_tokens
         plan = []
-        for request in sorted(self._running, key=_wants_many):
+        for request in self._running:
             count = min(request.num_pending, budget)
             if count == 0:
                 break
@@ -128,7 +132,3 @@ class Scheduler:
         for queue in (self._waiting, self._running):
             arrivals = [request.arrival for request in queue]
             assert arrivals == sorted(arrivals), "a queue is out of order"
-
-
-def _wants_many(request: Request) -> bool:
-    return request.num_pending > 1
