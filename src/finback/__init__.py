@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from finback.api import Completion, LoadedModel, load
     from finback.errors import FinbackError
 
-_HOME = {"load": "finback.api", "LoadedModel": "finback.api", "Completion": "finback.api", "FinbackError": "finback.errors"}
+_HOME = {
+    "load": "finback.api",
+    "LoadedModel": "finback.api",
+    "Completion": "finback.api",
+    "FinbackError": "finback.errors",
+}
 __all__ = ["Completion", "FinbackError", "LoadedModel", "__version__", "load"]
 
 

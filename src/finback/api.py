@@ -31,8 +31,9 @@ from finback.engine.request import FinishReason, SamplingParams, StepOutput, Tok
 from finback.engine.turns import Turns
 from finback.errors import InvalidRequest
 from finback.text.chat import ChatFormat, chat_format
+from finback.text.load import load_tokenizer
 from finback.text.stream import Content, Event, Reasoning, StreamParser, ToolCallArguments, ToolCallStart
-from finback.text.tokenizer import Tokenizer, load_tokenizer
+from finback.text.tokenizer import Tokenizer
 from finback.weights.checkpoint import Checkpoint, open_checkpoint
 from finback.weights.config import ModelConfig
 from finback.weights.pack import load_weights

@@ -13,7 +13,8 @@ from finback.errors import InvalidRequest, TokenizerError
 from finback.text import chat
 from finback.text.chat import DeepSeekChat, TemplateChat, chat_format
 from finback.text.events import Content, Reasoning, ToolCallArguments, ToolCallStart
-from finback.text.tokenizer import Piece, Tokenizer, load_tokenizer
+from finback.text.load import load_tokenizer
+from finback.text.tokenizer import Piece, Tokenizer
 from finback.weights.checkpoint import open_checkpoint
 from tests.text.vocabularies import CHATML_MARKUP, DEEPSEEK_MARKUP, folder, small, small_metadata
 from tests.weights.writers import write_gguf, write_safetensors

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 
 from finback.text.jinja import TemplateRenderer
-from finback.text.tokenizer import Tokenizer, load_tokenizer
+from finback.text.load import load_tokenizer
+from finback.text.tokenizer import Tokenizer
 from finback.weights.checkpoint import open_checkpoint
 from tests.text.test_tokenizer import TEXTS
 from tests.vectors.chat.make import WITH_TOOLS, WITHOUT_TOOLS

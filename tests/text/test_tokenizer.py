@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finback.errors import InvalidRequest, TokenizerError
-from finback.text.tokenizer import Piece, Tokenizer, load_tokenizer
+from finback.errors import InvalidRequest
+from finback.text.load import load_tokenizer
+from finback.text.tokenizer import Piece, Tokenizer
 from finback.weights.checkpoint import open_checkpoint
 from tests.text.vocabularies import (
     CASES,
@@ -174,13 +175,15 @@ def test_time_is_linear_in_the_text(pre: str, text: str) -> None:
     assert time.process_time() - started < 1.5  # quadratic would be minutes
 
 
-def test_missing_tokenizers(tmp_path: Path) -> None:
+def test_files_without_a_tokenizer_take_ids(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", {"a": np.ones(1, np.float32)})
-    with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
-        load_tokenizer(open_checkpoint(tmp_path))
     write_gguf(tmp_path / "model.gguf", {"general.architecture": "llama"}, {"a": np.ones(32, np.float32)})
-    with pytest.raises(TokenizerError, match="carries no tokenizer"):
-        load_tokenizer(open_checkpoint(tmp_path / "model.gguf"))
+    for path in (tmp_path / "model.safetensors", tmp_path / "model.gguf"):
+        tokenizer = load_tokenizer(open_checkpoint(path))
+        assert tokenizer.decode([1, 2, 3]) == ""
+        assert tokenizer.eos_ids == frozenset()
+        with pytest.raises(InvalidRequest, match="takes token ids"):
+            tokenizer.encode("text")
 
 
 def test_words_that_are_tokens_stay_whole(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from finback.errors import FinbackError, TokenizerError, UnsupportedModel
-from finback.text.tokenizer import Tokenizer, load_tokenizer
+from finback.text.load import load_tokenizer
+from finback.text.tokenizer import Tokenizer
 from finback.text.vocabulary_gguf import read_gguf
 from finback.weights.checkpoint import open_checkpoint
 from tests.text.vocabularies import CHATML_MARKUP, folder, small_metadata

@@ -29,6 +29,7 @@ class Choice(Protocol):
     """One of the answers that a request asked for."""
 
     usage: Usage | None
+    reasoning_tokens: int
 
     def chunks(self, output: StepOutput) -> Iterator[Json]:
         """The ``choices`` entries of the chunks that this output makes."""
@@ -240,11 +241,25 @@ class Answer:
 class Served(Protocol):
     """What the dialect needs of a loaded model."""
 
-    name: str
-    tokenizer: Tokenizer
-    chat_format: ChatFormat | None
-    defaults: SamplingParams
-    context: int
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """From text to token ids."""
+
+    @property
+    def chat_format(self) -> ChatFormat | None:
+        """None for a model that only continues text."""
+
+    @property
+    def defaults(self) -> SamplingParams:
+        """What a request starts from."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
 
 
 async def start_chat(request: ChatRequest, model: Served, worker: EngineWorker) -> Answer:

@@ -65,7 +65,7 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         """Whether a streamed answer ends with a chunk that holds the usage alone."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, defaults: SamplingParams, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    def sampling(self, defaults: SamplingParams, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The engine's parameters: what was asked for over the model's own defaults."""
         names = (
             "temperature",

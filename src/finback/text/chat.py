@@ -16,6 +16,7 @@ from finback.text.chat_template import TemplateChat
 from finback.text.deepseek_v2 import encode_v2
 from finback.text.deepseek_v3 import V3Style
 from finback.text.deepseek_v31 import encode_v31
+from finback.text.ids_only import IdsOnly
 from finback.text.markup import ASSISTANT, END_THINK, EOS, THINK, USER
 from finback.text.messages import Message, Tool, read_messages, read_tools
 from finback.text.prompt import PROBE, Prompt, opens_reasoning
@@ -164,6 +165,8 @@ class DeepSeekChat:
 
 def chat_format(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatFormat | None:
     """The chat format of a model; None if it only continues text."""
+    if isinstance(tokenizer, IdsOnly):
+        return None
     templates = _templates(checkpoint)
     template = templates.get("default")
     if template is None:

@@ -14,14 +14,11 @@ from finback.errors import InvalidRequest, TokenizerError
 from finback.text.added import AddedTokens, Piece
 from finback.text.markup import ANSWER_MARKUP
 from finback.text.vocabulary import Vocabulary
-from finback.text.vocabulary_gguf import read_gguf
-from finback.text.vocabulary_json import read_json
-from finback.weights.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["Piece", "Tokenizer", "load_tokenizer"]
+__all__ = ["Piece", "Tokenizer"]
 
 
 def _byte_alphabet() -> Mapping[str, int]:
@@ -100,11 +97,6 @@ class Tokenizer:
     def _plain(self, text: str) -> list[int]:
         ids: list[int] = self._words.encode(text, add_special_tokens=False).ids if text else []
         return ids
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that comes with a model."""
-    return Tokenizer(read_gguf(checkpoint.metadata) if checkpoint.kind == "gguf" else read_json(checkpoint))
 
 
 def _check_characters(text: str) -> None:

@@ -11,16 +11,17 @@ from finback.text.vocabulary import AddedToken, Vocabulary, make_vocabulary, spl
 
 _PREFIX = "tokenizer.ggml."
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+NO_VOCABULARY = (None, "none", "no_vocab")  # how converters say that there is no tokenizer
 _MORE_ENDS = ("eot_token_id", "eom_token_id")
 
 
 def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     """Read and check the ``tokenizer.ggml`` keys."""
     model = _optional(metadata, "model", str)
-    if model is None:
-        raise TokenizerError("the file carries no tokenizer", hint="pull an edition of the model that has one")
     if model != "gpt2":
-        raise UnsupportedModel(f"the tokenizer is of the kind {model[:80]!r}; byte-pair encoding (gpt2) is supported")
+        raise UnsupportedModel(
+            f"the tokenizer is of the kind {str(model)[:80]!r}; byte-pair encoding (gpt2) is supported"
+        )
     words = words_of_gguf(_optional(metadata, "pre", str) or "default")
     texts = _strings(metadata, "tokens")
     kinds = _kinds(metadata, len(texts))

@@ -49,10 +49,6 @@ class _Model(msgspec.Struct):
 
 def read_json(checkpoint: Checkpoint) -> Vocabulary:
     """Read and check the tokenizer of a folder."""
-    if "tokenizer.json" not in checkpoint.files:
-        raise TokenizerError(
-            f"{checkpoint.path} has no tokenizer.json", hint="copy it into the folder from where the model is published"
-        )
     file = _decode(checkpoint.side_text("tokenizer.json"), _File)
     model = _model(file.model)
     config = checkpoint.side_json("tokenizer_config.json")
