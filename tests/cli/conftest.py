@@ -40,6 +40,12 @@ class Outcome:
 Cli = Callable[..., Outcome]
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loopback interface is reached directly, whatever this machine is set up with."""
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"

@@ -214,6 +214,12 @@ def _spoiled(content: bytes, fault: Fault) -> bytes:
     return content + b"x" * fault.surplus
 
 
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loopback interface is reached directly, whatever this machine is set up with."""
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
     server = FakeHub()

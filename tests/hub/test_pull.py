@@ -147,6 +147,27 @@ def test_a_file_that_changed_at_the_source_is_fetched_again(pull_it: Any, hub: F
     assert (model.location / "tokenizer.json").read_bytes() == hub.files["tokenizer.json"]
 
 
+def test_files_of_an_earlier_state_do_not_stay(pull_it: Any, hub: FakeHub) -> None:
+    hub.files = SAFETENSORS | {"added_tokens.json": b"{}"}
+    model = pull_it()
+    (model.location / "tokenizer.json").unlink()
+    hub.files = dict(SAFETENSORS)
+    assert names_below(pull_it().location) == sorted(SAFETENSORS)
+
+
+def test_an_inspector_sees_the_configuration_before_the_weights(pull_it: Any, hub: FakeHub, settings: Settings) -> None:
+    hub.files = SAFETENSORS
+
+    def refuse(folder: Path) -> None:
+        assert (folder / "config.json").is_file()
+        raise UnsupportedModel("not this one")
+
+    with pytest.raises(UnsupportedModel, match="not this one"):
+        pull_it(inspect=refuse)
+    assert not [path for path, _ in hub.requests if path.endswith(".safetensors")]
+    assert Store(settings.home).models() == []
+
+
 def test_small_files_are_checked_by_their_git_id(pull_it: Any, hub: FakeHub) -> None:
     hub.files = SAFETENSORS
     hub.fail("config.json", Fault(corrupt_at=3), Fault(corrupt_at=3))

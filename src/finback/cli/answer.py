@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from finback.cli.output import rate_text, safe_text
+from finback.cli.wrap import WordWrap
 
 if TYPE_CHECKING:
     from finback.api import LoadedModel, Piece
@@ -83,12 +85,13 @@ def stop_signal() -> Iterator[StopSignal]:
 
 class Printer:
     """Writes an answer: content to ``out``, reasoning dimmed to ``aside``. In a terminal, control characters of the
-    model's are dropped; into a pipe the text goes as it is.
+    model's are dropped and lines break between words; into a pipe the text goes as it is.
     """
 
     def __init__(self, out: TextIO, aside: TextIO) -> None:
         self._out = out
         self._aside = aside
+        self._wrap = WordWrap(_terminal_width)
         self._in_reasoning = False
         self._at_line_start = True
 
@@ -111,6 +114,7 @@ class Printer:
     def end(self) -> None:
         """The answer is over, whole or not."""
         self._leave_reasoning()
+        self._release(self._out)
         if not self._at_line_start:
             self._out.write("\n")
         self._at_line_start = True
@@ -120,6 +124,7 @@ class Printer:
         if not self._in_reasoning:
             return
         self._in_reasoning = False
+        self._release(self._aside)
         if self._aside.isatty():
             self._aside.write(_PLAIN)
         self._aside.write("\n" if self._at_line_start else "\n\n")
@@ -127,9 +132,18 @@ class Printer:
         self._at_line_start = True
 
     def _write(self, stream: TextIO, text: str) -> None:
-        stream.write(safe_text(text) if stream.isatty() else text)
+        stream.write(self._wrap.push(safe_text(text)) if stream.isatty() else text)
         stream.flush()
         self._at_line_start = text.endswith("\n")
+
+    def _release(self, stream: TextIO) -> None:
+        """Show what is held back until its word is complete."""
+        if stream.isatty():
+            stream.write(self._wrap.flush())
+
+
+def _terminal_width() -> int:
+    return max(20, shutil.get_terminal_size().columns)
 
 
 def chat_answer(

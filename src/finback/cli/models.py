@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finback.config import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from finback.api import LoadedModel
     from finback.hub.store import PulledModel
 
@@ -69,11 +68,30 @@ def sampling_of(name: str, model: LoadedModel) -> dict[str, Any]:
     return dict(entry.sampling)
 
 
+def refuse_unsupported(folder: Path) -> None:
+    """UnsupportedModel if a configuration names an architecture that Finback does not run: said before the weights
+    are fetched, not after.
+    """
+    import msgspec
+
+    from finback.errors import MalformedFile, UnsupportedModel
+    from finback.weights.config import GQA_TYPES, MLA_TYPES
+    from finback.weights.config_fields import RUNS
+
+    try:
+        config = msgspec.json.decode((folder / "config.json").read_bytes())
+        architecture = config["model_type"]
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as fault:
+        raise MalformedFile(f"the model's config.json cannot be read: {fault}") from fault
+    if architecture not in GQA_TYPES + MLA_TYPES:
+        raise UnsupportedModel(f"Finback does not run models of type {architecture!r}", hint=RUNS)
+
+
 def _fetch(name: str, settings: Settings) -> None:
     from finback.cli.progress import pull_progress
     from finback.hub.pull import pull
 
-    pull(name, settings, progress=pull_progress())
+    pull(name, settings, progress=pull_progress(), inspect=refuse_unsupported)
 
 
 def _agreed(entry: Any) -> bool:
@@ -87,9 +105,3 @@ def _agreed(entry: Any) -> bool:
     about = "" if entry.size_is_exact else "about "
     question = f"{entry.name} ({entry.title}) is not on this machine. Fetch {about}{size_text(entry.size_bytes)} now?"
     return typer.confirm(question, default=True, err=True)
-
-
-def lines_of(stream: Any) -> Iterator[str]:
-    """Lines as they come, without their ends."""
-    for line in stream:
-        yield line.rstrip("\r\n")

@@ -30,12 +30,20 @@ def pull(
     against its published digest before it gets its name. A local model is registered and not copied.
     """
     from finback.cli import output
-    from finback.cli.models import record_of
+    from finback.cli.models import record_of, refuse_unsupported
     from finback.cli.progress import pull_progress
     from finback.hub.pull import pull as fetch
 
     settings = settings_of()
-    pulled = fetch(model, settings, name=name, revision=revision, selection=select, progress=pull_progress())
+    pulled = fetch(
+        model,
+        settings,
+        name=name,
+        revision=revision,
+        selection=select,
+        progress=pull_progress(),
+        inspect=refuse_unsupported,
+    )
     if json:
         output.print_json(record_of(pulled))
         return

