@@ -75,10 +75,11 @@ clean:  ## remove everything that was built
 	rm -rf $(VENV) build src/finback/_native*.so
 
 $(PY):
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Finback needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Finback needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(PY) $(SOURCES)
+	@echo "Building Finback in $(VENV): a minute or two, the first time"
 	$(PIP_INSTALL) -e .
 	@touch $@
 
