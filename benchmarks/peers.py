@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers MODEL.gguf --prompt 512 --gen 64 --rounds 3 --csv benchmarks/results/peers.csv
 
-Each turn is a process of its own, so that neither engine sees the other's threads or memory; turns go A B A B, and medians
-are compared. llama.cpp is llama-cpp-python, which must have been built for this processor: install it with
+Each turn is a process of its own, so that neither engine sees the other's threads or memory; turns go A B A B, and
+medians are compared. llama.cpp is llama-cpp-python, which must have been built for this processor: install it with
 ``CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python``.
 """
 

@@ -52,7 +52,8 @@ GEOMETRIES = {
     "llama-8b": Geometry("llama", 128256, 4096, 32, 32, 8, 14336, rope_theta=5e5),
     "v2-lite": Geometry(
         "deepseek2", 102400, 2048, 27, 16, 1, 10944, 
-        kv_lora=512, nope=128, rope=64, v_dim=128, experts=64, experts_used=6, shared=2, expert_inter=1408, dense_layers=1,
+        kv_lora=512, nope=128, rope=64, v_dim=128,
+        experts=64, experts_used=6, shared=2, expert_inter=1408, dense_layers=1,
     ),
 }  # fmt: skip
 

@@ -10,7 +10,12 @@ import pytest
 
 from finback import hardware
 
-CPUINFO = "processor\t: 0\nvendor_id\t: X\nmodel name\t: Some Processor 9000\nprocessor\t: 1\nmodel name\t: Some Processor 9000\n"
+CPUINFO = """processor\t: 0
+vendor_id\t: X
+model name\t: Some Processor 9000
+processor\t: 1
+model name\t: Some Processor 9000
+"""
 
 
 def write(root: Path, **files: str) -> None:

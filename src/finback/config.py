@@ -1,7 +1,7 @@
 """Settings: one frozen object, read from the environment and overridden by arguments; nothing else is global.
 
-``None`` means "auto": the place that knows the answer (the engine, the pack cache) resolves it into a new object, which can
-be printed. An unknown ``FINBACK_*`` variable or a bad value is an error, not a shrug.
+``None`` means "auto": the place that knows the answer (the engine, the pack cache) resolves it into a new object, which
+can be printed. An unknown ``FINBACK_*`` variable or a bad value is an error, not a shrug.
 """
 
 from __future__ import annotations
