@@ -59,6 +59,7 @@ class Tally:
     """What came out."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)  # the first mutation of each outcome
     failures: list[str] = field(default_factory=list)
     slowest_s: float = 0.0
 
@@ -225,6 +226,7 @@ def _run_one(
     if _peak_bytes() - peak > MEMORY_BYTES:
         tally.failures.append(f"{name}: took {(_peak_bytes() - peak) >> 20} MiB ({outcome})")
     tally.outcomes[outcome] += 1
+    tally.first.setdefault(outcome, name)
     tally.slowest_s = max(tally.slowest_s, seconds)
 
 
@@ -264,7 +266,7 @@ def _peak_bytes() -> int:
 
 
 def show(kind: str, mutations: int, tally: Tally) -> None:
-    outcomes = ", ".join(f"{count} {name}" for name, count in tally.outcomes.most_common())
+    outcomes = ", ".join(f"{count} {name} (as {tally.first[name]})" for name, count in tally.outcomes.most_common())
     print(
         f"\r{kind}: {mutations} mutations: {outcomes}; slowest {tally.slowest_s:.2f} s; {len(tally.failures)} failures"
     )
