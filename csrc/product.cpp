@@ -86,26 +86,16 @@ inline const uint8_t* columns_at(const uint8_t* tiles, size_t first) {
     return tiles + first * info(F).block_bytes * kBlockRows;
 }
 
-// Columns k .. k + count - 1 (at most 4; k a multiple of 4), 8 rows each. f8_e4m3 pads with zeros to 4.
-template <Format F>
-inline void load_columns(const uint8_t* at, size_t k, size_t count, F32x8 (&w)[4]) {
+// Column k + I of 8 rows; k is a multiple of 4. f8_e4m3 pads with zeros to 4 columns, the others have no more than they have.
+template <Format F, int I>
+inline F32x8 column(const uint8_t* at, size_t k) {
     if constexpr (F == Format::f8_e4m3) {
-        const I8x32 quad = load_bytes(at + k * kBlockRows);
-        w[0] = fp8_to_float<0>(quad);
-        w[1] = fp8_to_float<1>(quad);
-        w[2] = fp8_to_float<2>(quad);
-        w[3] = fp8_to_float<3>(quad);
+        return fp8_to_float<I>(load_bytes(at + k * kBlockRows));
     } else {
-        const uint8_t* p = at + k * info(F).block_bytes * kBlockRows;
-FINBACK_UNROLL(4)
-        for (size_t i = 0; i < count; ++i, p += info(F).block_bytes * kBlockRows) {
-            if constexpr (F == Format::f32)
-                w[i] = load(reinterpret_cast<const float*>(p));
-            else if constexpr (F == Format::f16)
-                w[i] = load_f16(reinterpret_cast<const uint16_t*>(p));
-            else
-                w[i] = load_bf16(reinterpret_cast<const uint16_t*>(p));
-        }
+        const uint8_t* p = at + (k + I) * info(F).block_bytes * kBlockRows;
+        if constexpr (F == Format::f32) return load(reinterpret_cast<const float*>(p));
+        if constexpr (F == Format::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
+        return load_bf16(reinterpret_cast<const uint16_t*>(p));
     }
 }
 
@@ -153,28 +143,35 @@ FINBACK_UNROLL(4)
     }
 }
 
+template <Format F, int I, int R, int T>
+inline void stream_column(const uint8_t* const (&at)[R], const float* const (&x)[T], size_t k, Sums<R, T>& sum) {
+    F32x8 w[R];
+FINBACK_UNROLL(4)
+    for (int r = 0; r < R; ++r) w[r] = column<F, I>(at[r], k);
+FINBACK_UNROLL(4)
+    for (int t = 0; t < T; ++t) {
+        const F32x8 value = set1(x[t][k + I]);
+FINBACK_UNROLL(4)
+        for (int r = 0; r < R; ++r) sum.at[r][t] = fma(w[r], value, sum.at[r][t]);
+    }
+}
+
 template <Format F, int R, int T>
 inline void stream_columns(const uint8_t* const (&at)[R], const float* const (&x)[T], size_t count, Sums<R, T>& sums) {
     Sums<R, T> sum = sums;
     size_t k = 0;
     for (; k + 4 <= count; k += 4) {
 FINBACK_UNROLL(4)
-        for (int r = 0; r < R; ++r) {
+        for (int r = 0; r < R; ++r)
             prefetch_ahead<4 * info(F).block_bytes * kBlockRows>(at[r] + k * info(F).block_bytes * kBlockRows);
-            F32x8 w[4];
-            load_columns<F>(at[r], k, 4, w);
-FINBACK_UNROLL(4)
-            for (size_t i = 0; i < 4; ++i)
-FINBACK_UNROLL(4)
-                for (int t = 0; t < T; ++t) sum.at[r][t] = fma(w[i], set1(x[t][k + i]), sum.at[r][t]);
-        }
+        stream_column<F, 0, R, T>(at, x, k, sum);
+        stream_column<F, 1, R, T>(at, x, k, sum);
+        stream_column<F, 2, R, T>(at, x, k, sum);
+        stream_column<F, 3, R, T>(at, x, k, sum);
     }
-    for (int r = 0; r < R && k < count; ++r) {
-        F32x8 w[4];
-        load_columns<F>(at[r], k, count - k, w);
-        for (size_t i = 0; k + i < count; ++i)
-            for (int t = 0; t < T; ++t) sum.at[r][t] = fma(w[i], set1(x[t][k + i]), sum.at[r][t]);
-    }
+    if (k < count) stream_column<F, 0, R, T>(at, x, k, sum);
+    if (k + 1 < count) stream_column<F, 1, R, T>(at, x, k, sum);
+    if (k + 2 < count) stream_column<F, 2, R, T>(at, x, k, sum);
     sums = sum;
 }
 
@@ -212,12 +209,12 @@ void stream_blocks(const Job& job, size_t block, size_t end) {
 
 template <Format F>
 void stream(const Job& job, size_t end) {
-    // One token of a float format has one chain of additions per row block: four of them hide each other's latency.
-    constexpr size_t single = is_integer(F) ? 1 : 4;
+    // A float format has one chain of additions per row block and token: several of them hide each other's latency.
+    constexpr size_t one = is_integer(F) ? 1 : 4, two = is_integer(F) ? 2 : 4;
     if (job.in.n == 1)
-        for (size_t block = job.first; block < end; block += single) stream_blocks<F, single, 1>(job, block, end);
+        for (size_t block = job.first; block < end; block += one) stream_blocks<F, one, 1>(job, block, end);
     else if (job.in.n == 2)
-        for (size_t block = job.first; block < end; block += 2) stream_blocks<F, 2, 2>(job, block, end);
+        for (size_t block = job.first; block < end; block += two) stream_blocks<F, two, 2>(job, block, end);
     else
         for (size_t block = job.first; block < end; block += 2) stream_blocks<F, 2, 4>(job, block, end);
 }
@@ -254,14 +251,16 @@ struct FloatPanel {
 
     void load(const uint8_t* tiles, size_t first, size_t count) {
         const uint8_t* at = columns_at<F>(tiles, first);
-        F32x8 w[4];
         size_t k = 0;
         for (; k + 4 <= count; k += 4) {
-            load_columns<F>(at, k, 4, w);
-            for (size_t i = 0; i < 4; ++i) columns[k + i] = w[i];
+            columns[k] = column<F, 0>(at, k);
+            columns[k + 1] = column<F, 1>(at, k);
+            columns[k + 2] = column<F, 2>(at, k);
+            columns[k + 3] = column<F, 3>(at, k);
         }
-        if (k < count) load_columns<F>(at, k, count - k, w);
-        for (size_t i = 0; k + i < count; ++i) columns[k + i] = w[i];
+        if (k < count) columns[k] = column<F, 0>(at, k);
+        if (k + 1 < count) columns[k + 1] = column<F, 1>(at, k);
+        if (k + 2 < count) columns[k + 2] = column<F, 2>(at, k);
         if constexpr (F == Format::f8_e4m3) scale = fp8_scale(at, count);
     }
 
