@@ -13,6 +13,7 @@ from finback.cli import models
 from finback.cli.models import ensure_here, sampling_of
 from finback.config import Settings
 from finback.errors import UnknownModel
+from finback.hardware import Memory
 from finback.hub.catalog import DEFAULT_MODEL
 from tests.cli.conftest import Cli, put_model
 from tests.hub.conftest import REPO, FakeHub
@@ -88,6 +89,15 @@ def test_known_models_get_the_settings_that_suit_them() -> None:
     assert sampling_of("./x.gguf", Model()) == {}
     Model.defaults = SamplingParams(temperature=0.3)
     assert sampling_of("r1-distill-qwen:7b", Model()) == {}
+
+
+def test_a_model_that_memory_cannot_hold_is_announced(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("finback.hardware.memory", lambda: Memory(8 * 10**9, 10**9, limited=False))
+    assert "takes about 404 GB of memory; this machine has 8 GB" in cli("pull", "deepseek-r1", status=1).err
+    assert "takes about" not in cli("pull", "r1-distill-qwen:7b", status=1).err
+    hub.close()
 
 
 @pytest.mark.parametrize("config", [b'{"model_type": "deepseek_v9"}', b"{}", b"[]", b"{", b'{"model_type": {}}'])

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ def test_pulling_twice_asks_for_nothing(pull_it: Any, hub: FakeHub) -> None:
     hub.requests.clear()
     assert pull_it() == first
     assert hub.requests == []
+
+
+def test_two_pulls_at_once_fetch_once(pull_it: Any, hub: FakeHub, recorder: Recorder) -> None:
+    hub.files = SAFETENSORS
+    hub.fail("model-00001-of-00002.safetensors", Fault(chunk_bytes=10_000, pause_s=0.02))
+    models: list[PulledModel] = []
+    threads = [threading.Thread(target=lambda: models.append(pull_it())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert models[0] == models[1]
+    assert any("waiting for it" in note for note in recorder.notes)
+    assert all(len(hub.asked_for(path)) == 1 for path in SAFETENSORS)
 
 
 def test_a_deleted_file_is_fetched_again(pull_it: Any, hub: FakeHub) -> None:

@@ -87,6 +87,20 @@ def refuse_unsupported(folder: Path) -> None:
         raise UnsupportedModel(f"Finback does not run models of type {architecture!r}", hint=RUNS)
 
 
+def warn_if_too_large(name: str) -> None:
+    """Say before gigabytes are fetched that this machine cannot hold them in memory."""
+    from finback import hardware
+    from finback.cli.output import note, size_text
+    from finback.hub import catalog
+
+    entry = catalog.find(name)
+    if entry is None:
+        return
+    memory = hardware.memory().total_bytes
+    if entry.size_bytes > memory:
+        note(f"{entry.name} takes about {size_text(entry.size_bytes)} of memory; this machine has {size_text(memory)}")
+
+
 def _fetch(name: str, settings: Settings) -> None:
     from finback.cli.progress import pull_progress
     from finback.hub.pull import pull
@@ -102,6 +116,7 @@ def _agreed(entry: Any) -> bool:
 
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
+    warn_if_too_large(entry.name)
     about = "" if entry.size_is_exact else "about "
     question = f"{entry.name} ({entry.title}) is not on this machine. Fetch {about}{size_text(entry.size_bytes)} now?"
     return typer.confirm(question, default=True, err=True)

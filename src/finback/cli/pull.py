@@ -30,11 +30,12 @@ def pull(
     against its published digest before it gets its name. A local model is registered and not copied.
     """
     from finback.cli import output
-    from finback.cli.models import record_of, refuse_unsupported
+    from finback.cli.models import record_of, refuse_unsupported, warn_if_too_large
     from finback.cli.progress import pull_progress
     from finback.hub.pull import pull as fetch
 
     settings = settings_of()
+    warn_if_too_large(model)
     pulled = fetch(
         model,
         settings,
