@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from finback import kernels
 from finback.kernels import Matrix
 from finback.models.batch import Batch, Segment
-from finback.models.layers import Array, FeedForward, Fields, Layer, LayerCache, Model, mlp, model, moe
+from finback.models.layers import Array, FeedForward, Fields, Layer, LayerCache, Model, Step, mlp, model, moe
 from finback.models.rope import Tables, rotary
 from finback.weights.config import ModelConfig
 
@@ -50,17 +50,18 @@ class LatentAttention:
     v_up: Matrix  # per head: latent -> value, so also attended latent -> head output
     o: Matrix
     o_bias: Array | None
+    scale: float
     expanded_bytes: int = 256 << 20  # of keys and values at a time
 
-    def __call__(self, h: Array, x: Array, rope: Tables, batch: Batch, cache: LayerCache) -> Array:
-        q, latents = self._project(h, rope)
+    def __call__(self, h: Array, x: Array, step: Step, cache: LayerCache) -> Array:
+        q, latents = self._project(h, step.rope)
+        batch = step.batch
         kernels.store_rows(cache["latent"], latents, batch.slots)
         context = np.empty((len(h), self.config.num_attention_heads, self.config.v_head_dim), np.float32)
         for segment in batch.prompt_segments:
             self._expanded(q, segment, batch, cache, context[segment.start : segment.stop])
-        rows = batch.generated_rows()
-        if len(rows):
-            context[rows] = self._absorbed(q, rows, batch, cache)
+        if len(step.generated):
+            context[step.generated] = self._absorbed(q, step.generated, batch, cache)
         return kernels.linear(context.reshape(len(h), -1), [self.o], bias=[self.o_bias], add=x)[0]
 
     def _project(self, h: Array, rope: Tables) -> tuple[Array, Array]:
@@ -92,7 +93,7 @@ class LatentAttention:
                 k_rope,
                 kernels.head_linear(latents, _of_heads(self.v_up, heads)),
                 first_position=segment.first_position,
-                scale=self.config.attention_scale,
+                scale=self.scale,
             )
 
     def _head_groups(self, context: int) -> Iterator[slice]:
@@ -110,7 +111,7 @@ class LatentAttention:
             block_tables=batch.block_tables,
             seq_ids=batch.seq_ids[rows],
             positions=batch.positions[rows],
-            scale=self.config.attention_scale,
+            scale=self.scale,
         )
         return kernels.head_linear(attended, self.v_up)
 
@@ -168,6 +169,7 @@ def _attention(config: ModelConfig, fields: Fields) -> LatentAttention:
         v_up=fields.matrix("v_up", c.v_head_dim, latent, experts=heads),
         o=fields.matrix("o", hidden, heads * c.v_head_dim),
         o_bias=fields.optional_vector("o_bias", hidden),
+        scale=c.attention_scale,
     )
 
 

@@ -25,10 +25,19 @@ Array: TypeAlias = NDArray[np.float32]
 LayerCache: TypeAlias = Mapping[str, NDArray[np.generic]]
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all layers of one step share."""
+
+    batch: Batch
+    rope: Tables  # of the batch's positions
+    generated: NDArray[np.int64]  # rows of generated tokens
+
+
 class Attention(Protocol):
     """One layer's attention over the cache."""
 
-    def __call__(self, h: Array, x: Array, rope: Tables, batch: Batch, cache: LayerCache) -> Array:
+    def __call__(self, h: Array, x: Array, step: Step, cache: LayerCache) -> Array:
         """``x`` plus attention of the normalised rows ``h``, whose keys and values go to the cache first."""
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -111,10 +120,10 @@ class Model:
     def forward(self, batch: Batch, cache: Sequence[LayerCache]) -> Array:
         """Run one step: fill the cache at the batch's slots, return logits [m, vocab] of its logit rows."""
         eps = self.config.rms_norm_eps
-        rope = self.rotary.tables(batch.positions)
+        step = Step(batch, self.rotary.tables(batch.positions), batch.generated_rows())
         x = kernels.take_rows(self.embed, batch.tokens)
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer.attention(kernels.rms_norm(x, layer.attn_norm, eps), x, rope, batch, layer_cache)
+            x = layer.attention(kernels.rms_norm(x, layer.attn_norm, eps), x, step, layer_cache)
             x = layer.feed_forward(kernels.rms_norm(x, layer.mlp_norm, eps), x)
         return self._logits(x[batch.logit_rows])
 

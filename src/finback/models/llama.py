@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from finback import kernels
 from finback.kernels import Matrix
-from finback.models.batch import Batch
-from finback.models.layers import Array, Fields, Layer, LayerCache, Model, mlp, model
+from finback.models.layers import Array, Fields, Layer, LayerCache, Model, Step, mlp, model
 from finback.models.rope import Tables, rotary
 from finback.weights.config import ModelConfig
 
@@ -29,9 +28,11 @@ class GroupedQueryAttention:
     o_bias: Array | None
     q_norm: Array | None
     k_norm: Array | None
+    scale: float
 
-    def __call__(self, h: Array, x: Array, rope: Tables, batch: Batch, cache: LayerCache) -> Array:
-        q, k, v = self._project(h, rope)
+    def __call__(self, h: Array, x: Array, step: Step, cache: LayerCache) -> Array:
+        q, k, v = self._project(h, step.rope)
+        batch = step.batch
         kernels.store_rows(cache["k"], k, batch.slots)
         kernels.store_rows(cache["v"], v, batch.slots)
         context = kernels.attention(
@@ -41,7 +42,7 @@ class GroupedQueryAttention:
             block_tables=batch.block_tables,
             seq_ids=batch.seq_ids,
             positions=batch.positions,
-            scale=self.config.attention_scale,
+            scale=self.scale,
         )
         return kernels.linear(context.reshape(len(h), -1), [self.o], bias=[self.o_bias], add=x)[0]
 
@@ -96,4 +97,5 @@ def _attention(config: ModelConfig, fields: Fields) -> GroupedQueryAttention:
         o_bias=fields.optional_vector("o_bias", hidden),
         q_norm=fields.vector("q_norm", dim) if config.qk_norm else None,
         k_norm=fields.vector("k_norm", dim) if config.qk_norm else None,
+        scale=config.attention_scale,
     )
