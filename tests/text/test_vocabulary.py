@@ -36,6 +36,7 @@ SIZE = len(small_metadata()["tokenizer.ggml.tokens"])
         ({"merges": ["a b c", "d"]}, TokenizerError, "does not join two symbols"),
         ({"merges": ["h zz"]}, TokenizerError, "merges cannot be used"),
         ({"merges": ["a b"]}, TokenizerError, "merges cannot be used"),
+        ({"tokens": ["a", "b"], "token_type": [1, 1], "merges": ["a b"]}, TokenizerError, "which is not a token"),
         ({"token_type": [1]}, TokenizerError, f"a list of {SIZE} numbers"),
         ({"token_type": "1" * SIZE}, TokenizerError, f"a list of {SIZE} numbers"),
         ({"bos_token_id": SIZE}, TokenizerError, "first or last"),

@@ -245,7 +245,9 @@ def _attempt(path: Path, stage: str, home: Path, number: int) -> Attempt:
             outcome = load(path, stage, home, number)
     except FinbackError as error:
         outcome = type(error).__name__
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         trouble = f"{type(error).__name__}: {str(error)[:300]}"
     seconds = time.perf_counter() - start
     shutil.rmtree(home, ignore_errors=True)

@@ -112,6 +112,7 @@ def _words(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     from tokenizers import models, normalizers
 
     words = vocabulary.words
+    _check_merges(vocabulary)
     try:
         model = models.BPE(vocab=vocabulary.tokens, merges=vocabulary.merges, ignore_merges=words.whole_words)
     except Exception as error:  # the library raises nothing narrower
@@ -121,6 +122,14 @@ def _words(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
         found.normalizer = normalizers.NFC()
     found.pre_tokenizer = words.build()
     return found
+
+
+def _check_merges(vocabulary: Vocabulary) -> None:
+    """Every merge must make a token: the library panics, past all handlers, where the result is longer than any."""
+    lost = next(((left, right) for left, right in vocabulary.merges if left + right not in vocabulary.tokens), None)
+    if lost is not None:
+        made = (lost[0] + lost[1])[:80]
+        raise TokenizerError(f"the tokenizer's merges cannot be used: they make {made!r}, which is not a token")
 
 
 def _spellings(vocabulary: Vocabulary) -> list[str | bytes | None]:
