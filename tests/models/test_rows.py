@@ -84,3 +84,18 @@ def test_threads_do_not_change_a_bit(model: Model, threads: None) -> None:
     for count in (2, 3, 8):
         kernels.set_threads(count)
         np.testing.assert_array_equal(run(model, decode_after(tokens, 17)), expected)
+
+
+@pytest.fixture
+def instruction_set() -> Iterator[None]:
+    before = kernels.isa()
+    yield
+    kernels.select_isa(before)
+
+
+def test_every_instruction_set_gives_nearly_the_same_logits(model: Model, instruction_set: None) -> None:
+    tokens = tokens_of(model)
+    expected = run(model, decode_after(tokens, 17))
+    for name in kernels.available_isas():
+        kernels.select_isa(name)
+        np.testing.assert_allclose(run(model, decode_after(tokens, 17)), expected, atol=5e-5, rtol=0, err_msg=name)
