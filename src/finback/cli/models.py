@@ -119,4 +119,7 @@ def _agreed(entry: Any) -> bool:
     warn_if_too_large(entry.name)
     about = "" if entry.size_is_exact else "about "
     question = f"{entry.name} ({entry.title}) is not on this machine. Fetch {about}{size_text(entry.size_bytes)} now?"
-    return typer.confirm(question, default=True, err=True)
+    try:
+        return typer.confirm(question, default=True, err=True)
+    except typer.Abort as interrupt:  # Ctrl-C, not a no
+        raise typer.Exit(130) from interrupt
