@@ -66,7 +66,8 @@ def _softmax(scores: Wide) -> Wide:
 def _attend(q: Floats, k: Floats, v: Floats, scale: float) -> Floats:
     """One token: q [H, D] over k [T, H, D] and v [T, H, Dv]."""
     scores = np.einsum("hd,thd->ht", q, k, dtype=np.float64) * scale
-    return np.einsum("ht,thd->hd", _softmax(scores), v, dtype=np.float64).astype(np.float32)
+    mixed: Wide = np.einsum("ht,thd->hd", _softmax(scores), v, dtype=np.float64)
+    return mixed.astype(np.float32)
 
 
 def attention(
@@ -124,7 +125,8 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis."""
     wide = x.astype(np.float64)
     scaled = wide / np.sqrt((wide * wide).mean(axis=-1, keepdims=True) + eps)
-    return (weight * scaled).astype(np.float32)
+    result: Wide = weight * scaled
+    return result.astype(np.float32)
 
 
 def rope(x: Floats, cos: Floats, sin: Floats, *, interleaved: bool, start: int = 0) -> None:
