@@ -48,9 +48,7 @@ def test_a_row_depends_on_itself_alone(rng: np.random.Generator, isa: str, forma
     x = normal(rng, 130, 256)
     ids, factors = choices(rng, 130, 4, 9)
     ids[:100, 0] = 2  # one expert has far more tokens than the others
-    alone = [
-        moe(x[i : i + 1], ids[i : i + 1], factors[i : i + 1], *weights, shared=shared) for i in range(0, 130, 13)
-    ]
+    alone = [moe(x[i : i + 1], ids[i : i + 1], factors[i : i + 1], *weights, shared=shared) for i in range(0, 130, 13)]
     for threads in (1, 3):
         kernels.set_threads(threads)
         y = moe(x, ids, factors, *weights, shared=shared)
