@@ -58,6 +58,7 @@ def provenance() -> str:
 
 def load_oracle(folder: Path, **options: Any) -> Any:
     """The model as transformers reads it, in float32, after checking that it took every tensor and missed none."""
+    torch.set_num_threads(1)  # the models are so small that threads would only wait for each other
     options |= {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     wrong = {kind: names for kind, names in report.items() if names}
