@@ -55,8 +55,7 @@ inline void quantize_group(const float* x, Activation& out) {
     }
     const F32x8 inverse = set1(127.0f / largest);
     out.scale = largest / 127.0f;
-    const I8x32 codes =
-        pack_bytes(to_int(a * inverse), to_int(b * inverse), to_int(c * inverse), to_int(d * inverse));
+    const I8x32 codes = pack_bytes(to_int(a * inverse), to_int(b * inverse), to_int(c * inverse), to_int(d * inverse));
     store_bytes(out.codes, codes);
     sum_columns(codes, out);
 }

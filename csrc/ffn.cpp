@@ -116,8 +116,12 @@ void hidden_item(const Work& work, const Run& run, size_t chunk, float* memory) 
 
 Run routed_run(const Work& work, size_t i) {
     const ExpertRun& run = work.plan.runs[i];
-    return {*work.call.routed, work.routed, static_cast<size_t>(run.expert), work.plan.token_of_slot + run.first_slot,
-            static_cast<size_t>(run.first_slot), static_cast<size_t>(run.count)};
+    return {*work.call.routed,
+            work.routed,
+            static_cast<size_t>(run.expert),
+            work.plan.token_of_slot + run.first_slot,
+            static_cast<size_t>(run.first_slot),
+            static_cast<size_t>(run.count)};
 }
 Run shared_run(const Work& work) { return {*work.call.shared, work.shared, 0, nullptr, 0, work.call.n}; }
 
@@ -208,10 +212,10 @@ void ffn(const FfnCall& call) {
         threads_for(multiply_adds(call.routed, work.slots) + multiply_adds(call.shared, call.n), thread_count());
     const size_t floats = work.thread_floats * static_cast<size_t>(threads);
     Pieces pieces(piece_bytes<Activation>(x_groups) + piece_bytes<float>(floats) +
-                    2 * piece_bytes<int32_t>(work.slots) + piece_bytes<int32_t>(experts + 1) +
-                    piece_bytes<ExpertRun>(most_runs) +
-                    (call.routed != nullptr ? Hidden::bytes(call.routed->down, work.slots) : 0) +
-                    (call.shared != nullptr ? Hidden::bytes(call.shared->down, call.n) : 0));
+                  2 * piece_bytes<int32_t>(work.slots) + piece_bytes<int32_t>(experts + 1) +
+                  piece_bytes<ExpertRun>(most_runs) +
+                  (call.routed != nullptr ? Hidden::bytes(call.routed->down, work.slots) : 0) +
+                  (call.shared != nullptr ? Hidden::bytes(call.shared->down, call.n) : 0));
     if (quantized) work.x_groups = pieces.take<Activation>(x_groups);
     work.thread_memory = pieces.take<float>(floats);
     if (call.routed != nullptr) {

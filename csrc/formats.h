@@ -31,13 +31,11 @@
 
 namespace finback {
 
-inline constexpr size_t kBlockRows = 8;     // rows of a row block
-inline constexpr size_t kGroupCols = 32;    // columns that share an activation scale
+inline constexpr size_t kBlockRows = 8;   // rows of a row block
+inline constexpr size_t kGroupCols = 32;  // columns that share an activation scale
 inline constexpr size_t kFp8ScaleCols = 128;
 
-enum class Format : int {
-    f32, f16, bf16, f8_e4m3, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, mxfp4
-};
+enum class Format : int { f32, f16, bf16, f8_e4m3, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, mxfp4 };
 inline constexpr int kFormats = 15;
 
 struct FormatInfo {

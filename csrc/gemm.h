@@ -52,8 +52,8 @@ struct GemmKernels {
     uint64_t (*read_all)(const uint8_t* data, size_t bytes);
 };
 
-#define FINBACK_DECLARE(isa) \
-    namespace isa {          \
+#define FINBACK_DECLARE(isa)    \
+    namespace isa {             \
     GemmKernels gemm_kernels(); \
     }
 FINBACK_FOR_EACH_ISA(FINBACK_DECLARE)

@@ -24,25 +24,25 @@ inline Partial start(const Activation& a, int half) {
     return start_at(set1_i16(0));
 }
 
-// Quads First .. First + Count - 1 of R row blocks and T tokens: every unpacked vector serves T tokens, every broadcast R
-// row blocks.
+// Quads First .. First + Count - 1 of R row blocks and T tokens: every unpacked vector serves T tokens, every broadcast
+// R row blocks.
 template <Format F, int First, int Count, int R, int T>
 inline void dot_quads(const Group<F>* const (&w)[R], const Activation* const (&a)[T], size_t g, Partial (&sum)[R][T]) {
-FINBACK_UNROLL(8)
+    FINBACK_UNROLL(8)
     for (int t = 0; t < T; ++t) {
         const Partial begin = start<F>(a[t][g], First / 4);
-FINBACK_UNROLL(2)
+        FINBACK_UNROLL(2)
         for (int r = 0; r < R; ++r) sum[r][t] = begin;
     }
-FINBACK_UNROLL(8)
+    FINBACK_UNROLL(8)
     for (int j = First; j < First + Count; ++j) {
         I8x32 code[R];
-FINBACK_UNROLL(2)
+        FINBACK_UNROLL(2)
         for (int r = 0; r < R; ++r) code[r] = w[r][g].code[j];
-FINBACK_UNROLL(8)
+        FINBACK_UNROLL(8)
         for (int t = 0; t < T; ++t) {
             const I8x32 x = broadcast_quad(a[t][g].codes + 4 * j);
-FINBACK_UNROLL(2)
+            FINBACK_UNROLL(2)
             for (int r = 0; r < R; ++r) sum[r][t] = add_dot(sum[r][t], code[r], x);
         }
     }
@@ -62,7 +62,7 @@ inline void dot_bytes(const Group<F>* const (&w)[R], const Activation* const (&a
         const I32x8 sums = start_at(broadcast_pair(a[t][g].minus_16));
         for (int r = 0; r < R; ++r) dot.at[r][t] = shift_left<3>(sums);
     }
-FINBACK_UNROLL(8)
+    FINBACK_UNROLL(8)
     for (int j = 0; j < 8; ++j)
         for (int t = 0; t < T; ++t)
             for (int r = 0; r < R; ++r)
@@ -72,15 +72,15 @@ FINBACK_UNROLL(8)
     for (int t = 0; t < T; ++t)
         for (int r = 0; r < R; ++r) dot.at[r][t] = zero_i32();
     const I16x16 ones = set1_i16(1);
-FINBACK_UNROLL(8)
+    FINBACK_UNROLL(8)
     for (int j = 0; j < 8; ++j) {
         I8x32 magnitude[R];
-FINBACK_UNROLL(2)
+        FINBACK_UNROLL(2)
         for (int r = 0; r < R; ++r) magnitude[r] = abs_bytes(w[r][g].code[j]);
-FINBACK_UNROLL(8)
+        FINBACK_UNROLL(8)
         for (int t = 0; t < T; ++t) {
             const I8x32 x = broadcast_quad(a[t][g].codes + 4 * j);
-FINBACK_UNROLL(2)
+            FINBACK_UNROLL(2)
             for (int r = 0; r < R; ++r) {
                 const I16x16 pairs = dot_pairs(magnitude[r], with_sign(x, w[r][g].code[j]));
                 dot.at[r][t] = settled(dot.at[r][t] + dot_pairs(pairs, ones));
@@ -98,30 +98,28 @@ inline void dot_group(const Group<F>* const (&w)[R], const Activation* const (&a
         return;
     } else {
         // Sums over all 8 quads would leave 16 bits with 5-bit codes that have no offset: 31 x 127 x 16.
-        constexpr bool in_halves =
-            kind(F) == Kind::halves || kind(F) == Kind::halves_affine || (kind(F) == Kind::affine && info(F).code_bits == 5);
+        constexpr bool in_halves = kind(F) == Kind::halves || kind(F) == Kind::halves_affine ||
+                                   (kind(F) == Kind::affine && info(F).code_bits == 5);
         Partial sum[R][T];
         dot_quads<F, 0, in_halves ? 4 : 8, R, T>(w, a, g, sum);
-FINBACK_UNROLL(8)
-        for (int t = 0; t < T; ++t)
-FINBACK_UNROLL(2)
-            for (int r = 0; r < R; ++r) {
-                if constexpr (kind(F) == Kind::halves || kind(F) == Kind::halves_affine)
-                    dot.at[r][t] = settled(total(sum[r][t], w[r][g].sub[0]));
-                else
-                    dot.at[r][t] = settled(total(sum[r][t]));
-            }
+        FINBACK_UNROLL(8)
+        for (int t = 0; t < T; ++t) FINBACK_UNROLL(2)
+        for (int r = 0; r < R; ++r) {
+            if constexpr (kind(F) == Kind::halves || kind(F) == Kind::halves_affine)
+                dot.at[r][t] = settled(total(sum[r][t], w[r][g].sub[0]));
+            else
+                dot.at[r][t] = settled(total(sum[r][t]));
+        }
         if constexpr (in_halves) {
             dot_quads<F, 4, 4, R, T>(w, a, g, sum);
-FINBACK_UNROLL(8)
-            for (int t = 0; t < T; ++t)
-FINBACK_UNROLL(2)
-                for (int r = 0; r < R; ++r) {
-                    if constexpr (kind(F) == Kind::affine)
-                        dot.at[r][t] = dot.at[r][t] + total(sum[r][t]);
-                    else
-                        dot.at[r][t] = dot.at[r][t] + total(sum[r][t], w[r][g].sub[1]);
-                }
+            FINBACK_UNROLL(8)
+            for (int t = 0; t < T; ++t) FINBACK_UNROLL(2)
+            for (int r = 0; r < R; ++r) {
+                if constexpr (kind(F) == Kind::affine)
+                    dot.at[r][t] = dot.at[r][t] + total(sum[r][t]);
+                else
+                    dot.at[r][t] = dot.at[r][t] + total(sum[r][t], w[r][g].sub[1]);
+            }
         }
     }
 }
@@ -130,10 +128,10 @@ template <Format F, int R, int T>
 inline void add_group(const Group<F>* const (&w)[R], const Activation* const (&a)[T], size_t g, Sums<R, T>& sums) {
     Dots<R, T> dot;
     dot_group<F, R, T>(w, a, g, dot);
-FINBACK_UNROLL(8)
+    FINBACK_UNROLL(8)
     for (int t = 0; t < T; ++t) {
         const F32x8 scale = set1(a[t][g].scale);
-FINBACK_UNROLL(2)
+        FINBACK_UNROLL(2)
         for (int r = 0; r < R; ++r) {
             const Group<F>& group = w[r][g];
             F32x8 sum = fma(to_float(dot.at[r][t]), group.scale * scale, sums.at[r][t]);
@@ -162,12 +160,12 @@ inline void add_columns(const F32x8* const (&w)[R], const float* const (&x)[T], 
     Sums<R, T> sum = sums;
     for (size_t k = 0; k < count; ++k) {
         F32x8 column[R];
-FINBACK_UNROLL(4)
+        FINBACK_UNROLL(4)
         for (int r = 0; r < R; ++r) column[r] = w[r][k];
-FINBACK_UNROLL(8)
+        FINBACK_UNROLL(8)
         for (int t = 0; t < T; ++t) {
             const F32x8 value = set1(x[t][k]);
-FINBACK_UNROLL(4)
+            FINBACK_UNROLL(4)
             for (int r = 0; r < R; ++r) sum.at[r][t] = fma(column[r], value, sum.at[r][t]);
         }
     }

@@ -16,11 +16,14 @@ constexpr size_t kRowBlocksPerItem = 8;
 size_t subscale_bytes(Format format) {
     switch (format) {
         case Format::q2_k:
-        case Format::q6_k: return 128;
+        case Format::q6_k:
+            return 128;
         case Format::q3_k:
         case Format::q4_k:
-        case Format::q5_k: return 96;
-        default: return 0;
+        case Format::q5_k:
+            return 96;
+        default:
+            return 0;
     }
 }
 size_t scales_offset(Format format) { return plane_bytes(format) * (info(format).block_cols / kGroupCols); }
@@ -37,15 +40,20 @@ void put_pairs(const SixBitPairs& pairs, uint8_t* to, size_t row) {
 void put_scales(Format format, const uint8_t* block, uint8_t* to, size_t row) {
     const PublishedFields at = fields(format);
     switch (format) {
-        case Format::mxfp4: to[row] = block[0]; return;
+        case Format::mxfp4:
+            to[row] = block[0];
+            return;
         case Format::q2_k:
         case Format::q6_k:
             for (size_t s = 0; s < 16; ++s) to[8 * s + row] = block[at.scales + s];
             break;
         case Format::q3_k:
         case Format::q4_k:
-        case Format::q5_k: put_pairs(published_pairs(format, block + at.scales), to, row); break;
-        default: break;
+        case Format::q5_k:
+            put_pairs(published_pairs(format, block + at.scales), to, row);
+            break;
+        default:
+            break;
     }
     to += subscale_bytes(format);
     std::memcpy(to + 2 * row, block + at.d, 2);
@@ -90,7 +98,8 @@ void pack_fp8_block(const uint8_t* first_row, const float* scales, size_t rows, 
         const size_t code_bytes = ceil_div(width, 4) * 4 * kBlockRows;
         for (size_t row = 0; row < rows; ++row) {
             for (size_t k = 0; k < width; k += 4)
-                std::memcpy(out + k * kBlockRows + 4 * row, first_row + row * cols + first + k, std::min<size_t>(4, width - k));
+                std::memcpy(out + k * kBlockRows + 4 * row, first_row + row * cols + first + k,
+                            std::min<size_t>(4, width - k));
             std::memcpy(out + code_bytes + 4 * row, scales + row * ceil_div(cols, kFp8ScaleCols) + tile, 4);
         }
         out += code_bytes + kBlockRows * sizeof(float);
@@ -102,13 +111,19 @@ void pack_row_block(const PublishedWeight& w, size_t expert, size_t block, uint8
     const size_t rows = std::min(kBlockRows, w.rows - block * kBlockRows);
     const uint8_t* source = w.data + first * row_bytes(w.format, w.cols);
     switch (w.format) {
-        case Format::f32: pack_float_block<4>(source, rows, w.cols, out); return;
+        case Format::f32:
+            pack_float_block<4>(source, rows, w.cols, out);
+            return;
         case Format::f16:
-        case Format::bf16: pack_float_block<2>(source, rows, w.cols, out); return;
+        case Format::bf16:
+            pack_float_block<2>(source, rows, w.cols, out);
+            return;
         case Format::f8_e4m3:
             pack_fp8_block(source, w.scales + first * ceil_div(w.cols, kFp8ScaleCols), rows, w.cols, out);
             return;
-        default: pack_integer_block(w, source, rows, out); return;
+        default:
+            pack_integer_block(w, source, rows, out);
+            return;
     }
 }
 

@@ -43,12 +43,24 @@ const uint8_t* get_plane(const uint8_t* plane, size_t row, uint8_t* codes, int s
 
 inline void put_codes(int bits, uint8_t* planes, size_t row, const uint8_t* codes) {
     switch (bits) {
-        case 2: put_plane<2>(planes, row, codes, 0); return;
-        case 3: put_plane<1>(put_plane<2>(planes, row, codes, 0), row, codes, 2); return;
-        case 4: put_plane<4>(planes, row, codes, 0); return;
-        case 5: put_plane<1>(put_plane<4>(planes, row, codes, 0), row, codes, 4); return;
-        case 6: put_plane<2>(put_plane<4>(planes, row, codes, 0), row, codes, 4); return;
-        default: put_plane<8>(planes, row, codes, 0); return;
+        case 2:
+            put_plane<2>(planes, row, codes, 0);
+            return;
+        case 3:
+            put_plane<1>(put_plane<2>(planes, row, codes, 0), row, codes, 2);
+            return;
+        case 4:
+            put_plane<4>(planes, row, codes, 0);
+            return;
+        case 5:
+            put_plane<1>(put_plane<4>(planes, row, codes, 0), row, codes, 4);
+            return;
+        case 6:
+            put_plane<2>(put_plane<4>(planes, row, codes, 0), row, codes, 4);
+            return;
+        default:
+            put_plane<8>(planes, row, codes, 0);
+            return;
     }
 }
 
@@ -56,12 +68,24 @@ inline void put_codes(int bits, uint8_t* planes, size_t row, const uint8_t* code
 inline void get_codes(int bits, const uint8_t* planes, size_t row, uint8_t* codes) {
     std::memset(codes, 0, kGroupCols);
     switch (bits) {
-        case 2: get_plane<2>(planes, row, codes, 0); return;
-        case 3: get_plane<1>(get_plane<2>(planes, row, codes, 0), row, codes, 2); return;
-        case 4: get_plane<4>(planes, row, codes, 0); return;
-        case 5: get_plane<1>(get_plane<4>(planes, row, codes, 0), row, codes, 4); return;
-        case 6: get_plane<2>(get_plane<4>(planes, row, codes, 0), row, codes, 4); return;
-        default: get_plane<8>(planes, row, codes, 0); return;
+        case 2:
+            get_plane<2>(planes, row, codes, 0);
+            return;
+        case 3:
+            get_plane<1>(get_plane<2>(planes, row, codes, 0), row, codes, 2);
+            return;
+        case 4:
+            get_plane<4>(planes, row, codes, 0);
+            return;
+        case 5:
+            get_plane<1>(get_plane<4>(planes, row, codes, 0), row, codes, 4);
+            return;
+        case 6:
+            get_plane<2>(get_plane<4>(planes, row, codes, 0), row, codes, 4);
+            return;
+        default:
+            get_plane<8>(planes, row, codes, 0);
+            return;
     }
 }
 

@@ -1,8 +1,8 @@
 // See product.h.
 //
 // Up to four tokens stream the weights: unpack a group, multiply, go on; memory is the limit. More tokens share the
-// unpacking: a panel of two row blocks and some columns is unpacked into the first-level cache, then all tokens go over it,
-// four at a time. Sums wait in memory between panels, in float32, so cutting the columns changes no result.
+// unpacking: a panel of two row blocks and some columns is unpacked into the first-level cache, then all tokens go over
+// it, four at a time. Sums wait in memory between panels, in float32, so cutting the columns changes no result.
 #include "product.h"
 
 #include "micro.h"
@@ -10,10 +10,10 @@
 namespace finback::FINBACK_NAMESPACE {
 namespace {
 
-constexpr size_t kTokenBlock = 64;          // tokens whose sums wait between two panels
-constexpr size_t kIntegerPanelCols = 512;   // 16 groups: two row blocks unpack to 10 .. 14 KiB
-constexpr size_t kFloatPanelCols = 128;     // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
-constexpr size_t kPrefetchBytes = 2048;     // how far ahead of its use a stream of weights is asked for
+constexpr size_t kTokenBlock = 64;         // tokens whose sums wait between two panels
+constexpr size_t kIntegerPanelCols = 512;  // 16 groups: two row blocks unpack to 10 .. 14 KiB
+constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
+constexpr size_t kPrefetchBytes = 2048;    // how far ahead of its use a stream of weights is asked for
 
 // The inputs of a register tile.
 template <int T>
@@ -86,7 +86,8 @@ inline const uint8_t* columns_at(const uint8_t* tiles, size_t first) {
     return tiles + first * info(F).block_bytes * kBlockRows;
 }
 
-// Column k + I of 8 rows; k is a multiple of 4. f8_e4m3 pads with zeros to 4 columns, the others have no more than they have.
+// Column k + I of 8 rows; k is a multiple of 4. f8_e4m3 pads with zeros to 4 columns, the others have no more than they
+// have.
 template <Format F, int I>
 inline F32x8 column(const uint8_t* at, size_t k) {
     if constexpr (F == Format::f8_e4m3) {
@@ -128,14 +129,14 @@ void stream_integers(const uint8_t* const (&blocks)[R], size_t cols, const Token
         for (size_t g = 0; g < groups; ++g, ++at) {
             Group<F> group[R];
             const Group<F>* w[R];
-FINBACK_UNROLL(2)
+            FINBACK_UNROLL(2)
             for (int r = 0; r < R; ++r) {
                 prefetch_ahead<tile_bytes(F) / groups>(tile[r] + g * (tile_bytes(F) / groups));
                 unpack_group<F>(tile[r], g, group[r]);
                 w[r] = &group[r];
             }
             const Activation* a[T];
-FINBACK_UNROLL(4)
+            FINBACK_UNROLL(4)
             for (int t = 0; t < T; ++t) a[t] = tokens.groups[t] + at;
             add_group<F, R, T>(w, a, 0, sums);
         }
@@ -146,12 +147,12 @@ FINBACK_UNROLL(4)
 template <Format F, int I, int R, int T>
 inline void stream_column(const uint8_t* const (&at)[R], const float* const (&x)[T], size_t k, Sums<R, T>& sum) {
     F32x8 w[R];
-FINBACK_UNROLL(4)
+    FINBACK_UNROLL(4)
     for (int r = 0; r < R; ++r) w[r] = column<F, I>(at[r], k);
-FINBACK_UNROLL(4)
+    FINBACK_UNROLL(4)
     for (int t = 0; t < T; ++t) {
         const F32x8 value = set1(x[t][k + I]);
-FINBACK_UNROLL(4)
+        FINBACK_UNROLL(4)
         for (int r = 0; r < R; ++r) sum.at[r][t] = fma(w[r], value, sum.at[r][t]);
     }
 }
@@ -161,7 +162,7 @@ inline void stream_columns(const uint8_t* const (&at)[R], const float* const (&x
     Sums<R, T> sum = sums;
     size_t k = 0;
     for (; k + 4 <= count; k += 4) {
-FINBACK_UNROLL(4)
+        FINBACK_UNROLL(4)
         for (int r = 0; r < R; ++r)
             prefetch_ahead<4 * info(F).block_bytes * kBlockRows>(at[r] + k * info(F).block_bytes * kBlockRows);
         stream_column<F, 0, R, T>(at, x, k, sum);
@@ -372,9 +373,9 @@ void multiply(const Job& job, size_t end) {
 
 using Multiply = void (*)(const Job&, size_t);
 constexpr Multiply kMultiply[kFormats] = {
-    multiply<Format::f32>,  multiply<Format::f16>,  multiply<Format::bf16>, multiply<Format::f8_e4m3>,
-    multiply<Format::q4_0>, multiply<Format::q4_1>, multiply<Format::q5_0>, multiply<Format::q5_1>,
-    multiply<Format::q8_0>, multiply<Format::q2_k>, multiply<Format::q3_k>, multiply<Format::q4_k>,
+    multiply<Format::f32>,  multiply<Format::f16>,  multiply<Format::bf16>,  multiply<Format::f8_e4m3>,
+    multiply<Format::q4_0>, multiply<Format::q4_1>, multiply<Format::q5_0>,  multiply<Format::q5_1>,
+    multiply<Format::q8_0>, multiply<Format::q2_k>, multiply<Format::q3_k>,  multiply<Format::q4_k>,
     multiply<Format::q5_k>, multiply<Format::q6_k>, multiply<Format::mxfp4>,
 };
 

@@ -14,17 +14,28 @@ struct PublishedFields {
 };
 constexpr PublishedFields fields(Format format) {
     switch (format) {
-        case Format::q4_0: return {0, 0, 0, 2, 0};
-        case Format::q4_1: return {0, 2, 0, 4, 0};
-        case Format::q5_0: return {0, 0, 2, 6, 0};
-        case Format::q5_1: return {0, 2, 4, 8, 0};
-        case Format::q8_0: return {0, 0, 0, 2, 0};
-        case Format::q2_k: return {80, 82, 0, 16, 0};
-        case Format::q3_k: return {108, 0, 0, 32, 96};
-        case Format::q4_k: return {0, 2, 0, 16, 4};
-        case Format::q5_k: return {0, 2, 16, 48, 4};
-        case Format::q6_k: return {208, 0, 128, 0, 192};
-        default: return {0, 0, 0, 1, 0};  // mxfp4
+        case Format::q4_0:
+            return {0, 0, 0, 2, 0};
+        case Format::q4_1:
+            return {0, 2, 0, 4, 0};
+        case Format::q5_0:
+            return {0, 0, 2, 6, 0};
+        case Format::q5_1:
+            return {0, 2, 4, 8, 0};
+        case Format::q8_0:
+            return {0, 0, 0, 2, 0};
+        case Format::q2_k:
+            return {80, 82, 0, 16, 0};
+        case Format::q3_k:
+            return {108, 0, 0, 32, 96};
+        case Format::q4_k:
+            return {0, 2, 0, 16, 4};
+        case Format::q5_k:
+            return {0, 2, 16, 48, 4};
+        case Format::q6_k:
+            return {208, 0, 128, 0, 192};
+        default:
+            return {0, 0, 0, 1, 0};  // mxfp4
     }
 }
 
@@ -79,7 +90,9 @@ inline void codes_of_q6_k(const uint8_t* ql, const uint8_t* qh, uint8_t* codes) 
 inline void published_codes(Format format, const uint8_t* block, uint8_t* codes) {
     const PublishedFields at = fields(format);
     switch (format) {
-        case Format::q8_0: std::memcpy(codes, block + at.low, 32); return;
+        case Format::q8_0:
+            std::memcpy(codes, block + at.low, 32);
+            return;
         case Format::q5_0:
         case Format::q5_1:
             codes_of_halves(block + at.low, codes);
@@ -91,13 +104,19 @@ inline void published_codes(Format format, const uint8_t* block, uint8_t* codes)
             add_pair_runs(block + at.low, codes, 0);
             if (format == Format::q3_k) add_bit_runs(block + at.high, codes, 2);
             return;
-        case Format::q4_k: codes_of_nibble_runs(block + at.low, codes); return;
+        case Format::q4_k:
+            codes_of_nibble_runs(block + at.low, codes);
+            return;
         case Format::q5_k:
             codes_of_nibble_runs(block + at.low, codes);
             add_bit_runs(block + at.high, codes, 4);
             return;
-        case Format::q6_k: codes_of_q6_k(block + at.low, block + at.high, codes); return;
-        default: codes_of_halves(block + at.low, codes); return;
+        case Format::q6_k:
+            codes_of_q6_k(block + at.low, block + at.high, codes);
+            return;
+        default:
+            codes_of_halves(block + at.low, codes);
+            return;
     }
 }
 

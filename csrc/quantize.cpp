@@ -29,8 +29,7 @@ F32x8 clamp(F32x8 a, Range range) { return min(max(a, set1(range.low)), set1(ran
 float through_f16(float x) { return f16_to_float(float_to_f16(x)); }
 
 void take_codes(const Block& block, float inverse, float m, Range range, Fit& fit) {
-    for (int v = 0; v < kVectors; ++v)
-        fit.code[v] = clamp(round_even((block.x[v] - set1(m)) * set1(inverse)), range);
+    for (int v = 0; v < kVectors; ++v) fit.code[v] = clamp(round_even((block.x[v] - set1(m)) * set1(inverse)), range);
 }
 
 // Least squares of x = d * code (+ m) for the fit's codes, rounded to f16.

@@ -6,7 +6,8 @@
 
 #include "simd.h"
 
-// Unrolls the loop that follows, so that an array indexed by it stays in registers. Emulated lanes have none to stay in.
+// Unrolls the loop that follows, so that an array indexed by it stays in registers. Emulated lanes have none to stay
+// in.
 #if !defined(FINBACK_ISA_scalar)
 #define FINBACK_PRAGMA(text) _Pragma(#text)
 #define FINBACK_UNROLL(count) FINBACK_PRAGMA(GCC unroll count)
@@ -151,7 +152,7 @@ template <class V, class F>
 inline V lanes_of(F f) {
     V r;
     constexpr int n = static_cast<int>(sizeof r.v / sizeof r.v[0]);
-    for (int i = 0; i < n; ++i) r.v[i] = static_cast<std::remove_reference_t<decltype(r.v[0])>>(f(i));
+    for (int i = 0; i < n; ++i) r.v[i] = static_cast<std::remove_reference_t<decltype(r.v[0])> >(f(i));
     return r;
 }
 inline I8x32 load_bytes(const void* p) {
@@ -296,8 +297,8 @@ inline int32_t max_lane(I32x8 a) {
 
 #endif
 
-// A running sum of unsigned codes x signed activations, per row: 32-bit with VNNI, else two 16-bit sums, of bytes 0, 1 and
-// of bytes 2, 3 of the quads, which wrap modulo 2^16. Only their last value has to fit.
+// A running sum of unsigned codes x signed activations, per row: 32-bit with VNNI, else two 16-bit sums, of bytes 0, 1
+// and of bytes 2, 3 of the quads, which wrap modulo 2^16. Only their last value has to fit.
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
 using Partial = I32x8;
 inline Partial start_at(I16x16 pair) { return dot_pairs(pair, set1_i16(1)); }

@@ -18,12 +18,17 @@ constexpr Kind kind(Format f) {
         case Format::q4_1:
         case Format::q5_1:
         case Format::q4_k:
-        case Format::q5_k: return Kind::affine;
+        case Format::q5_k:
+            return Kind::affine;
         case Format::q3_k:
-        case Format::q6_k: return Kind::halves;
-        case Format::q2_k: return Kind::halves_affine;
-        case Format::q8_0: return Kind::byte;
-        default: return Kind::offset;
+        case Format::q6_k:
+            return Kind::halves;
+        case Format::q2_k:
+            return Kind::halves_affine;
+        case Format::q8_0:
+            return Kind::byte;
+        default:
+            return Kind::offset;
     }
 }
 
@@ -73,7 +78,7 @@ inline void spread_vector(I8x32 x, I8x32* code) {
 }
 template <int Bits, int To>
 inline const uint8_t* spread_plane(const uint8_t* plane, I8x32* code) {
-FINBACK_UNROLL(4)
+    FINBACK_UNROLL(4)
     for (int v = 0; v < Bits; ++v) spread_vector<Bits, To>(load_bytes(plane + 32 * v), code + v);
     return plane + 32 * Bits;
 }
@@ -81,7 +86,7 @@ FINBACK_UNROLL(4)
 template <int Bits>
 inline void unpack_codes(const uint8_t* planes, I8x32* code) {
     if constexpr (Bits == 8) {
-FINBACK_UNROLL(8)
+        FINBACK_UNROLL(8)
         for (int j = 0; j < 8; ++j) code[j] = load_bytes(planes + 32 * j);
     } else if constexpr (Bits >= 4) {
         planes = spread_plane<4, 0>(planes, code);
@@ -143,7 +148,7 @@ inline void unpack_group(const uint8_t* tile, size_t g, Group<F>& out) {
     constexpr size_t groups = info(F).block_cols / kGroupCols;
     unpack_codes<info(F).code_bits>(tile + g * plane_bytes(F), out.code);
     if constexpr (F == Format::mxfp4) {
-FINBACK_UNROLL(8)
+        FINBACK_UNROLL(8)
         for (int j = 0; j < 8; ++j) out.code[j] = look_up(kMxCodes, out.code[j]);
     }
     unpack_scales<F>(tile + groups * plane_bytes(F), g, out);

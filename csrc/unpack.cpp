@@ -57,29 +57,42 @@ Affine six_bit_affine(const uint8_t* pairs, size_t row, size_t sixteenth, bool i
 Affine affine(Format format, const uint8_t* scales, size_t row, size_t sixteenth) {
     const uint8_t sub = format == Format::q2_k || format == Format::q6_k ? scales[8 * sixteenth + row] : uint8_t{0};
     switch (format) {
-        case Format::mxfp4: return {mx_scale(scales[row]), 0.0f};
+        case Format::mxfp4:
+            return {mx_scale(scales[row]), 0.0f};
         case Format::q4_1:
-        case Format::q5_1: return {half_float(scales + 2 * row), -half_float(scales + 16 + 2 * row)};
+        case Format::q5_1:
+            return {half_float(scales + 2 * row), -half_float(scales + 16 + 2 * row)};
         case Format::q2_k:
             return {half_float(scales + 128 + 2 * row) * static_cast<float>(sub & 15),
                     half_float(scales + 144 + 2 * row) * static_cast<float>(sub >> 4)};
-        case Format::q6_k: return {half_float(scales + 128 + 2 * row) * static_cast<float>(static_cast<int8_t>(sub)), 0.0f};
-        case Format::q3_k: return six_bit_affine(scales, row, sixteenth, true);
+        case Format::q6_k:
+            return {half_float(scales + 128 + 2 * row) * static_cast<float>(static_cast<int8_t>(sub)), 0.0f};
+        case Format::q3_k:
+            return six_bit_affine(scales, row, sixteenth, true);
         case Format::q4_k:
-        case Format::q5_k: return six_bit_affine(scales, row, sixteenth, false);
-        default: return {half_float(scales + 2 * row), 0.0f};
+        case Format::q5_k:
+            return six_bit_affine(scales, row, sixteenth, false);
+        default:
+            return {half_float(scales + 2 * row), 0.0f};
     }
 }
 
 int signed_code(Format format, uint8_t code) {
     switch (format) {
-        case Format::q4_0: return code - 8;
-        case Format::q5_0: return code - 16;
-        case Format::q8_0: return static_cast<int8_t>(code);
-        case Format::q3_k: return code - 4;
-        case Format::q6_k: return code - 32;
-        case Format::mxfp4: return kMxValues[code];
-        default: return code;
+        case Format::q4_0:
+            return code - 8;
+        case Format::q5_0:
+            return code - 16;
+        case Format::q8_0:
+            return static_cast<int8_t>(code);
+        case Format::q3_k:
+            return code - 4;
+        case Format::q6_k:
+            return code - 32;
+        case Format::mxfp4:
+            return kMxValues[code];
+        default:
+            return code;
     }
 }
 
@@ -131,7 +144,9 @@ void unpack_row(const Weight& w, size_t expert, size_t row, float* out) {
                 out[k] = bits_float(static_cast<uint32_t>(h) << 16);
             }
             return;
-        case Format::f8_e4m3: unpack_fp8_row(block, r, w.cols, out); return;
+        case Format::f8_e4m3:
+            unpack_fp8_row(block, r, w.cols, out);
+            return;
         default:
             for (size_t k = 0; k < w.cols; k += info(w.format).block_cols, block += tile_bytes(w.format))
                 unpack_integer_tile(w.format, block, r, out + k);

@@ -24,7 +24,8 @@ constexpr int64_t kMostRows = int64_t{1} << 31;
 
 int64_t signed_size(size_t size) { return static_cast<int64_t>(size); }
 
-// ---- the weight --------------------------------------------------------------------------------------------------------
+// ---- the weight
+// --------------------------------------------------------------------------------------------------------
 
 Format format_named(const char* operation, const std::string& name) {
     for (int f = 0; f < kFormats; ++f)
@@ -76,13 +77,15 @@ struct Matrix {
     }
 };
 
-void require_matrix(const Weight& w, const char* operation, const char* name, size_t experts, size_t rows, size_t cols) {
+void require_matrix(const Weight& w, const char* operation, const char* name, size_t experts, size_t rows,
+                    size_t cols) {
     require(w.experts == experts && w.rows == rows && w.cols == cols, operation, name,
             " must be [experts, rows, cols] = ", describe({signed_size(experts), signed_size(rows), signed_size(cols)}),
             ", not ", describe({signed_size(w.experts), signed_size(w.rows), signed_size(w.cols)}));
 }
 
-// ---- packing -----------------------------------------------------------------------------------------------------------
+// ---- packing
+// -----------------------------------------------------------------------------------------------------------
 
 const float* checked_scales(const Weight& w, const OptionalArray& scales) {
     if (w.format != Format::f8_e4m3) {
@@ -155,7 +158,8 @@ nb::object take_matrix_rows(const Matrix& m, const InputArray& ids) {
     return out.array;
 }
 
-// ---- products ----------------------------------------------------------------------------------------------------------
+// ---- products
+// ----------------------------------------------------------------------------------------------------------
 
 const float* optional_rows(const char* operation, const OptionalArray& add, size_t n, size_t rows) {
     return add ? elements<float>(operation, "add", *add, {signed_size(n), signed_size(rows)}) : nullptr;
@@ -202,9 +206,9 @@ nb::list linear_products(const InputArray& x, const std::vector<const Matrix*>& 
 nb::object head_products(const InputArray& x, const Matrix& m) {
     const Weight& w = m.weight;
     const bool shared_input = x.ndim() == 2;
-    const float* input = shared_input
-                             ? elements<float>("head_linear", "x", x, {kAny, signed_size(w.cols)})
-                             : elements<float>("head_linear", "x", x, {kAny, signed_size(w.experts), signed_size(w.cols)});
+    const float* input =
+        shared_input ? elements<float>("head_linear", "x", x, {kAny, signed_size(w.cols)})
+                     : elements<float>("head_linear", "x", x, {kAny, signed_size(w.experts), signed_size(w.cols)});
     const size_t n = x.shape(0);
     const Output<float> out({signed_size(n), signed_size(w.experts), signed_size(w.rows)});
     const nb::gil_scoped_release release;
@@ -228,7 +232,8 @@ nb::object run_ffn(FfnCall& call, size_t hidden) {
     return out.array;
 }
 
-nb::object mlp(const InputArray& x, const Matrix& gate, const Matrix& up, const Matrix& down, const OptionalArray& add) {
+nb::object mlp(const InputArray& x, const Matrix& gate, const Matrix& up, const Matrix& down,
+               const OptionalArray& add) {
     FfnCall call;
     call.x = elements<float>("mlp", "x", x, {kAny, kAny});
     call.n = x.shape(0);
@@ -257,8 +262,9 @@ GatedWeights shared_weights(const MatrixTriple& triple, size_t cols, size_t hidd
     return weights;
 }
 
-nb::object moe(const InputArray& x, const InputArray& ids, const InputArray& weights, const Matrix& gate, const Matrix& up,
-               const Matrix& down, const std::optional<MatrixTriple>& shared, const OptionalArray& add) {
+nb::object moe(const InputArray& x, const InputArray& ids, const InputArray& weights, const Matrix& gate,
+               const Matrix& up, const Matrix& down, const std::optional<MatrixTriple>& shared,
+               const OptionalArray& add) {
     FfnCall call;
     call.x = elements<float>("moe", "x", x, {kAny, kAny});
     call.n = x.shape(0);
@@ -275,7 +281,8 @@ nb::object moe(const InputArray& x, const InputArray& ids, const InputArray& wei
     return run_ffn(call, hidden);
 }
 
-// ---- the machine -------------------------------------------------------------------------------------------------------
+// ---- the machine
+// -------------------------------------------------------------------------------------------------------
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -283,14 +290,16 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
 
 // Best pass of reading a buffer front to back, each thread its own part, for about `seconds`.
 double read_bandwidth(int64_t bytes, double seconds) {
-    require(bytes >= 1 << 20 && bytes <= int64_t{1} << 36, "read_bandwidth", "bytes must be from 2^20 to 2^36, not ", bytes);
+    require(bytes >= 1 << 20 && bytes <= int64_t{1} << 36, "read_bandwidth", "bytes must be from 2^20 to 2^36, not ",
+            bytes);
     require(seconds >= 0.0 && seconds <= 60.0, "read_bandwidth", "seconds must be from 0 to 60, not ", seconds);
     const nb::gil_scoped_release release;
     const size_t threads = static_cast<size_t>(thread_count());
     const size_t part = static_cast<size_t>(bytes) / threads / 128 * 128;
     const std::unique_ptr<uint8_t[]> data(new uint8_t[part * threads]);
     std::vector<uint64_t> sums(threads * 8, 0);  // a cache line each
-    run_on(thread_count(), [&](Team& team) { std::memset(data.get() + part * static_cast<size_t>(team.index), 1, part); });
+    run_on(thread_count(),
+           [&](Team& team) { std::memset(data.get() + part * static_cast<size_t>(team.index), 1, part); });
     double best = 0.0;
     const auto begin = std::chrono::steady_clock::now();
     for (int pass = 0; pass < 3 || seconds_since(begin) < seconds; ++pass) {
@@ -302,7 +311,8 @@ double read_bandwidth(int64_t bytes, double seconds) {
     return sums[0] == 0 ? 0.0 : best;
 }
 
-// ---- registration ------------------------------------------------------------------------------------------------------
+// ---- registration
+// ------------------------------------------------------------------------------------------------------
 
 void bind_matrix(nb::module_& m) {
     nb::class_<Matrix>(m, "Matrix", "A packed weight [experts, rows, cols]; keeps the array of its bytes alive.")
