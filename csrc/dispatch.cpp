@@ -28,8 +28,8 @@ bool supported_avx512() {
 bool supported_avx512vnni() { return supported_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #endif
 
-#define FINBACK_CANDIDATE(isa) \
-    Candidate{#isa,            \
+#define FINBACK_CANDIDATE(isa)  \
+    Candidate{#isa,             \
               &supported_##isa, \
               {isa::gemm_kernels(), isa::attention_kernels(), isa::norm_rope_kernels(), isa::sample_kernels()}},
 
