@@ -11,10 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
 from finback.config import Settings
+
+# The same examples on every run, however slow the machine; --hypothesis-profile=default draws new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 BOS, EOS = 256, 257
 WIDTH = 8  # of what a token leaves in the tiny model's cache

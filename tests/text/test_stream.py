@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finback.text.events import Content, Event, Reasoning, ToolCallArguments, ToolCallStart
@@ -217,6 +217,7 @@ def test_without_a_call_nothing_is_lost(name: str, parts: list[str]) -> None:
 @given(words=st.lists(st.sampled_from(["a", " ", "\n", "b ", "`"]), max_size=8), position=st.integers(0, 4))
 def test_around_and_inside_calls_nothing_is_lost(words: list[str], position: int) -> None:
     text = "".join(words)
+    assume(position != 1 or "```" not in text)  # behind a name, a fence opens the arguments
     slots = [""] * 5
     slots[position] = f"x{text}y"
     before, name, arguments, between, after = slots
