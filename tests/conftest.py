@@ -55,7 +55,7 @@ class TinyConfig:
     vocab_size: int = 258
     max_position_embeddings: int = 512
     dtype: str = "float32"
-    is_mla: bool = False
+    is_mla: bool = True  # what a token leaves in the cache depends on its role
     bos_token_id: int | None = BOS
     eos_token_ids: tuple[int, ...] = (EOS,)
 

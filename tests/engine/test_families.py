@@ -94,6 +94,30 @@ def test_preempted_requests_give_the_same_tokens(engine_of: Callable[..., Engine
     assert tight._scheduler.preemptions > 0
 
 
+def test_hits_change_no_token(engine_of: Callable[..., Engine], model: Any) -> None:
+    """Two turns of a conversation: the second finds the first prompt, and its answer where roles share a kernel."""
+    warm, cold = engine_of(), engine_of(prefix_cache_mib=0)
+    params = SamplingParams(seed=5, max_tokens=70, temperature=0.8, ignore_eos=True)
+    turns: list[list[list[int]]] = [[], []]
+    for answers, engine in zip(turns, (warm, cold), strict=True):
+        prompt = list(PROMPT)
+        for _ in range(3):
+            engine.add("it", prompt, params)
+            result = finish(engine)["it"]
+            answers.append(result.tokens)
+            prompt += [*result.tokens, 3, 4, 5]
+    assert turns[0] == turns[1]
+    assert warm.stats().prefix_hit_tokens == (64 + 64 * 2 if model.config.is_mla else 128 + 192)
+    assert cold.stats().prefix_hit_tokens == 0
+
+
+def test_keys_and_values_do_not_depend_on_roles(engine_of: Callable[..., Engine], model: Any) -> None:
+    """What lets an answer's blocks serve a later prompt; latent attention takes two forms, so there they may not."""
+    engine = engine_of()
+    same = np.array_equal(engine.logits(PROMPT), engine.logits(PROMPT, prompt=30))
+    assert same == (not model.config.is_mla)
+
+
 def test_logits_do_not_depend_on_chunks_or_threads(engine_of: Callable[..., Engine]) -> None:
     expected = engine_of().logits(PROMPT)
     assert np.array_equal(engine_of().logits(PROMPT, chunk=7), expected)

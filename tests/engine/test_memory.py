@@ -60,8 +60,8 @@ def test_a_context_beyond_the_model_is_refused() -> None:
 
 def test_the_caches_type_follows_the_model() -> None:
     assert default_kv_dtype(TinyConfig()) == "f32"
-    assert default_kv_dtype(TinyConfig(dtype="bfloat16")) == "f16"
-    assert default_kv_dtype(TinyConfig(dtype="float16", is_mla=True)) == "bf16"
+    assert default_kv_dtype(TinyConfig(dtype="bfloat16", is_mla=False)) == "f16"
+    assert default_kv_dtype(TinyConfig(dtype="float16")) == "bf16"
     assert plan_cache(TinyConfig(), Settings(kv_dtype="bf16"), PLENTY).kv_dtype == "bf16"
 
 

@@ -25,11 +25,11 @@ def step(scheduler: Scheduler) -> list[tuple[str, int, int]]:
     """Run a step as the engine does, with a token for each request that is complete."""
     plan = scheduler.schedule()
     for work in plan:
-        if work.completes:
-            work.request.tokens.append(2)
-            if len(work.request.tokens) == work.request.max_length:
-                scheduler.remove(work.request)
-    scheduler.commit(plan)
+        completes = work.completes
+        work.request.tokens += [2] * completes
+        scheduler.commit(work)
+        if completes and len(work.request.tokens) == work.request.max_length:
+            scheduler.remove(work.request)
     return [(work.request.id, work.start, work.stop) for work in plan]
 
 
@@ -163,12 +163,12 @@ class EngineLife(RuleBasedStateMachine):
         assert len({work.request.id for work in plan}) == len(plan)
         for work in plan:
             self.check_work(work)
-            if work.completes:
-                work.request.tokens.append(1)
-                if len(work.request.tokens) == work.request.max_length:
-                    self.scheduler.remove(work.request)
-                    self.live.remove(work.request)
-        self.scheduler.commit(plan)
+            completes = work.completes
+            work.request.tokens += [1] * completes
+            self.scheduler.commit(work)
+            if completes and len(work.request.tokens) == work.request.max_length:
+                self.scheduler.remove(work.request)
+                self.live.remove(work.request)
 
     def check_work(self, work: Work) -> None:
         assert work.start == work.request.num_computed < work.stop <= len(work.request.tokens)

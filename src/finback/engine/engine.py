@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from finback.config import Settings
 from finback.engine.answer import Answer
-from finback.engine.kv_cache import KVCache
+from finback.engine.kv_cache import BlockNames, KVCache, root_name
 from finback.engine.memory import BLOCK_SIZE, CachePlan, memory_for_cache, plan_cache
 from finback.engine.request import FinishReason, Request, SamplingParams, StepOutput, Usage, check_whole
 from finback.engine.runner import Runner
 from finback.engine.sampler import Sampler
 from finback.engine.scheduler import Scheduler, Work
+from finback.engine.stats import EngineStats, Rate
 from finback.errors import EngineError, InvalidRequest, PromptTooLong
 
 if TYPE_CHECKING:
@@ -53,13 +54,17 @@ class Engine:
         self.tokenizer = tokenizer
         self.settings = settings.override(context=plan.context, kv_dtype=plan.kv_dtype)
         self.plan = plan
-        self._kv_cache = KVCache(plan.num_blocks, BLOCK_SIZE)
+        self._kv_cache = KVCache(plan.num_blocks, BLOCK_SIZE, most_kept=plan.most_kept)
+        self._secret = secrets.token_bytes(32)  # names of blocks cannot be guessed
         self._scheduler = Scheduler(
             self._kv_cache, batch_tokens=settings.batch_tokens, max_requests=settings.max_requests
         )
         self._runner: Runner | None = Runner(model, plan)
         self._running: dict[str, _Running] = {}
         self._aborted: list[StepOutput] = []
+        self._steps = 0
+        self._prompt_tokens = 0
+        self._output_tokens = Rate()
         self._eos_ids = frozenset(tokenizer.eos_ids) | frozenset(model.config.eos_token_ids)
 
     @property
@@ -98,13 +103,16 @@ class Engine:
             raise self._too_long(len(tokens), spare=1)
         return tokens
 
-    def add(self, request_id: str, prompt_tokens: Sequence[int], params: SamplingParams) -> None:
-        """Queue a request. InvalidRequest, before any work, when it cannot be run."""
+    def add(self, request_id: str, prompt_tokens: Sequence[int], params: SamplingParams, *, tenant: str = "") -> None:
+        """Queue a request. InvalidRequest, before any work, when it cannot be run.
+
+        Requests share what is computed for equal beginnings only with those of the same ``tenant``.
+        """
         tokens = self.validate(prompt_tokens, params)
         if request_id in self._running:
             raise InvalidRequest(f"request id {request_id!r} is taken", parameter="request_id")
         longest = self.context if params.max_tokens is None else min(self.context, len(tokens) + params.max_tokens)
-        request = Request(request_id, tokens, len(tokens), longest)
+        request = Request(request_id, tokens, len(tokens), longest, names=self._names(tenant, len(tokens)))
         seed = secrets.randbits(64) if params.seed is None else params.seed
         self._running[request_id] = _Running(
             request,
@@ -132,9 +140,13 @@ class Engine:
             logits = runner.run(plan)
         except Exception as error:  # whatever a model raises ends these requests, and the engine goes on
             return told + [self._fail(work.request, error) for work in plan]
-        complete = [work.request for work in plan if work.completes]
-        told += [self._advance(request, row) for request, row in zip(complete, logits, strict=True)]
-        self._scheduler.commit(plan)
+        self._count(plan)
+        rows = iter(logits)
+        for work in plan:
+            if work.completes:
+                told.append(self._advance(work, next(rows)))
+            else:
+                self._scheduler.commit(work)
         return told
 
     def logits(
@@ -163,6 +175,25 @@ class Engine:
         finally:
             self._kv_cache.release(request.id)
 
+    def stats(self) -> EngineStats:
+        """What the engine does and has done. Any thread may ask."""
+        cache, scheduler = self._kv_cache, self._scheduler
+        kept = cache.num_kept
+        return EngineStats(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            blocks_total=cache.num_blocks,
+            blocks_free=cache.num_free - kept,
+            blocks_cached=kept,
+            prefix_query_tokens=scheduler.query_tokens,
+            prefix_hit_tokens=scheduler.hit_tokens,
+            preemptions=scheduler.preemptions,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens.total,
+            output_tokens_per_s=self._output_tokens.per_s,
+        )
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless queues, tables and counts agree."""
         self._scheduler.check_integrity()
@@ -173,14 +204,21 @@ class Engine:
             self.abort(request_id)
         self._runner = None
 
-    def _advance(self, request: Request, logits: NDArray[np.float32]) -> StepOutput:
+    def _count(self, plan: list[Work]) -> None:
+        self._steps += 1
+        self._prompt_tokens += sum(max(0, min(w.stop, w.request.num_prompt) - w.start) for w in plan)
+        self._output_tokens.add(sum(w.completes for w in plan))
+
+    def _advance(self, work: Work, logits: NDArray[np.float32]) -> StepOutput:
         """Choose the next token of a request and tell it."""
+        request = work.request
         running = self._running[request.id]
         try:
             token, logprob = running.sampler.choose(logits, request.tokens)
         except EngineError as error:
             return self._fail(request, error)
         request.tokens.append(token)
+        self._scheduler.commit(work)
         logprobs = None if logprob is None else (logprob,)
         stopped = token in running.stop_ids
         output = StepOutput(request.id, (token,), "" if stopped else running.answer.push(token), logprobs)
@@ -198,7 +236,7 @@ class Engine:
         text = output.text + running.answer.flush()
         if reason == "length" and running.answer.stopped:
             reason = "stop"
-        usage = Usage(request.num_prompt, request.num_generated)
+        usage = Usage(request.num_prompt, request.num_generated, request.num_cached or 0)
         return output._replace(text=text, finish_reason=reason, usage=usage)
 
     def _fail(self, request: Request, cause: Exception) -> StepOutput:
@@ -206,6 +244,12 @@ class Engine:
         if error is not cause:
             error.__cause__ = cause
         return self._end(self._running[request.id], "error", StepOutput(request.id, error=error))
+
+    def _names(self, tenant: str, num_prompt: int) -> BlockNames:
+        # Latent attention takes another form for tokens that the model wrote, and its results differ in the last bits:
+        # an answer's blocks are then no prompt's blocks, even of the same text. Elsewhere the role changes nothing.
+        border = num_prompt if self.config.is_mla else None
+        return BlockNames(root_name(self._secret, tenant), BLOCK_SIZE, border)
 
     def _open_runner(self) -> Runner:
         if self._runner is None:

@@ -1,7 +1,8 @@
 """How much context fits: "auto" settings of the key-value cache become numbers here, before any allocation.
 
 The cache is one pool of blocks for all requests. Its arrays are large but are not backed by memory until a
-block is first written, so the plan bounds what may be used, not what is used.
+block is first written, so the plan bounds what may be used, not what is used. What stays in it for later requests
+with the same beginning has a bound of its own, so that an idle server does not grow into the whole pool.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class CachePlan:
     kv_dtype: str
     num_blocks: int
     block_bytes: int  # of one block, over all layers
+    most_kept: int = 0  # blocks that stay for their content when no request holds them
 
     @property
     def pool_bytes(self) -> int:
@@ -44,8 +46,9 @@ def plan_cache(config: ModelConfig, settings: Settings, memory_bytes: int) -> Ca
     context = _context(config.max_position_embeddings, settings.context, affordable * BLOCK_SIZE)
     if affordable * BLOCK_SIZE < context:
         raise _too_large(context, affordable * BLOCK_SIZE, block_bytes)
-    wanted = settings.max_requests * -(-context // BLOCK_SIZE)
-    return CachePlan(context, kv_dtype, min(wanted, affordable), block_bytes)
+    num_blocks = min(settings.max_requests * -(-context // BLOCK_SIZE), affordable)
+    most_kept = min(settings.prefix_cache_mib * 2**20 // block_bytes, num_blocks)
+    return CachePlan(context, kv_dtype, num_blocks, block_bytes, most_kept)
 
 
 def default_kv_dtype(config: ModelConfig) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
+from finback.engine.kv_cache import BlockNames
 from finback.errors import EngineError, InvalidRequest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -130,6 +131,8 @@ class Request:
     max_length: int  # the answer ends when there are this many tokens
     arrival: int = 0  # smaller: came earlier
     num_computed: int = 0  # tokens whose keys and values are in the cache
+    names: BlockNames | None = None  # of its blocks, if it shares them
+    num_cached: int | None = None  # tokens found in the cache when it was first admitted
 
     @property
     def num_pending(self) -> int:

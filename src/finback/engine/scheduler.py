@@ -5,10 +5,11 @@ the total under a token budget. A prompt that is cut into chunks, an answer that
 request that is computed anew after it lost its blocks are all the same subtraction
 (:attr:`Request.num_pending`).
 
-A request is admitted when there are blocks for every token that it has. An answer that outgrows them takes a
-free block; when there is none, the youngest request gives up its blocks and waits to be computed again. The
-oldest one is never the victim of another, and the pool holds at least one whole context, so every request
-ends.
+A request is admitted when there are blocks for every token that it has; the blocks of a beginning that is in the
+cache already are shared instead of computed, except for the last token, whose logits are wanted. An answer that
+outgrows its blocks takes a free one; when there is none, the youngest request gives up its blocks and waits to be
+computed again. The oldest one is never the victim of another, and the pool holds at least one whole context, so every
+request ends.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Scheduler:
         self._running: list[Request] = []  # oldest first
         self._arrivals = 0
         self.preemptions = 0
+        self.query_tokens = 0  # of prompts that were looked up in the cache
+        self.hit_tokens = 0  # of those, found
 
     @property
     def num_waiting(self) -> int:
@@ -88,10 +91,14 @@ class Scheduler:
             budget -= count
         return plan
 
-    def commit(self, plan: list[Work]) -> None:
-        """Note that the step's tokens are computed. Until then a failed step has changed nothing."""
-        for work in plan:
-            work.request.num_computed = work.stop
+    def commit(self, work: Work) -> None:
+        """Note that ``work`` is computed, and let others find its full blocks. A failed step has changed nothing."""
+        request, size = work.request, self._cache.block_size
+        request.num_computed = work.stop
+        if request.names is not None:
+            names = request.names.of(request.tokens, work.stop // size)
+            for index in range(work.start // size, len(names)):
+                self._cache.name(request.id, index, names[index])
 
     def _work(self, request: Request, count: int) -> Work:
         start = request.num_computed
@@ -113,12 +120,33 @@ class Scheduler:
     def _admit_waiting(self) -> None:
         """Start waiting requests as they came, while each running one keeps a spare block to grow into."""
         while self._waiting and len(self._running) < self._max_running:
-            request = self._waiting[0]
-            spare = self._cache.num_free - self._cache.missing(request.id, len(request.tokens))
-            if spare < len(self._running):
+            if not self._admit(self._waiting[0]):
                 break
-            self._cache.grow(request.id, len(request.tokens))
             self._running.append(self._waiting.popleft())
+
+    def _admit(self, request: Request) -> bool:
+        """Give a request its blocks: those of its beginning that are in the cache, and new ones."""
+        found = self._cache.adopt(request.id, self._names(request))
+        spare = self._cache.num_free - self._cache.missing(request.id, len(request.tokens))
+        if spare < len(self._running):
+            self._cache.release(request.id)
+            return False
+        self._cache.grow(request.id, len(request.tokens))
+        request.num_computed = found * self._cache.block_size
+        self._count_hit(request)
+        return True
+
+    def _names(self, request: Request) -> list[bytes]:
+        """Names of the blocks that a request could share; at least one token is left to compute."""
+        if request.names is None:
+            return []
+        return request.names.of(request.tokens, (len(request.tokens) - 1) // self._cache.block_size)
+
+    def _count_hit(self, request: Request) -> None:
+        if request.num_cached is None:  # not when it comes back
+            request.num_cached = request.num_computed
+            self.query_tokens += request.num_prompt
+            self.hit_tokens += request.num_cached
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless queues, tables and counts agree."""
