@@ -15,6 +15,7 @@ from typing import Any
 from finback.errors import ConfigError
 
 KV_DTYPES = ("f32", "bf16", "f16")
+TEXTS = ("format", "kv_dtype", "price_input", "price_cached_input", "price_output")
 PACK_FORMATS = ("q8", "q4")
 # Variables with the prefix that are not settings: read where they act.
 OTHER_VARIABLES = frozenset({"FINBACK_ISA"})
@@ -37,6 +38,9 @@ class Settings:
     batch_tokens: int = 512  # token budget of one step
     max_requests: int = 64  # requests that run in one step
     prefix_cache_mib: int = 1024  # memory for beginnings that later requests may share; 0: none are kept
+    price_input: str | None = None  # money for a million tokens, in decimal digits; None: money is not counted
+    price_cached_input: str | None = None  # of prompt tokens found in the cache; None: as price_input
+    price_output: str | None = None
 
     def __post_init__(self) -> None:
         self.validate()
@@ -85,7 +89,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 def _parse(variable: str, name: str, text: str) -> Any:
     if name == "home":
         return Path(text).expanduser()
-    if name in ("format", "kv_dtype"):
+    if name in TEXTS:
         return text
     try:
         return int(text)

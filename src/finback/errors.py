@@ -19,6 +19,10 @@ A message says what is wrong and why; ``hint`` says what to do about it, and the
     ├── InvalidRequest            a request cannot be run as asked; ``parameter`` names the field
     │   ├── PromptTooLong         prompt plus answer exceed the context
     │   └── TemplateError         the chat template failed, or exceeded its bounds
+    ├── AccessError               who asks may not ask this, or not now
+    │   ├── Unauthorized          no key, an unknown one, or one that is no longer valid
+    │   ├── Forbidden             a valid key that does not open this door
+    │   └── LimitReached          a key's limit; ``retry_after_s`` says when it is worth trying again
     └── EngineError               the engine could not go on with a request or at all
 """
 
@@ -100,6 +104,26 @@ class PromptTooLong(InvalidRequest):
 
 class TemplateError(InvalidRequest):
     """The chat template failed, or exceeded its bounds."""
+
+
+class AccessError(FinbackError):
+    """Who asks may not ask this, or not now."""
+
+
+class Unauthorized(AccessError):
+    """No key, an unknown one, or one that is no longer valid."""
+
+
+class Forbidden(AccessError):
+    """A valid key that does not open this door."""
+
+
+class LimitReached(AccessError):
+    """A key's limit is used up. ``retry_after_s``: when it is worth trying again; None: not by waiting."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class EngineError(FinbackError):

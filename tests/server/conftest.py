@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import uvicorn
 
 from finback.engine.request import SamplingParams
 from finback.server.app import create_app
+from finback.server.keys import KeyStore
 from finback.server.worker import EngineWorker
 from finback.text.chat import Piece
 from finback.text.reasoning import ReasoningSplitter
@@ -53,20 +55,22 @@ class Served:
 
 @dataclass
 class Running:
-    """A server that answers at ``url``; ``engine`` is the one behind it."""
+    """A server that answers at ``url``; ``engine`` is the one behind it, ``home`` where its keys are."""
 
     url: str
     engine: Any
+    app: Any
+    home: Path
 
 
 @pytest.fixture
-def serve(make_engine: Callable[..., Any]) -> Iterator[Callable[..., Running]]:
+def serve(make_engine: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """``serve(model=None, blocks=64, **settings)`` starts a server and stops it after the test."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def start(model: Any = None, **options: Any) -> Running:
         engine = make_engine(model, **options)
-        app = create_app(Served(engine), EngineWorker(engine))
+        app = create_app(Served(engine), EngineWorker(engine), KeyStore(tmp_path))
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -76,7 +80,7 @@ def serve(make_engine: Callable[..., Any]) -> Iterator[Callable[..., Running]]:
         assert server.started
         running.append((server, thread))
         port = server.servers[0].sockets[0].getsockname()[1]
-        return Running(f"http://127.0.0.1:{port}", engine)
+        return Running(f"http://127.0.0.1:{port}", engine, app, tmp_path)
 
     yield start
     for server, thread in running:

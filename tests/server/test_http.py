@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +14,8 @@ import httpx2
 import pytest
 
 from finback.errors import ConfigError
-from finback.server import require_loopback
+from finback.server import is_loopback, require_guard
+from finback.server.keys import KeyStore
 
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
@@ -94,10 +96,23 @@ def test_hanging_up_stops_the_work(serve: Callable[..., Any], stream: bool) -> N
     assert until(lambda: not running.engine.has_work)
 
 
-def test_only_loopback() -> None:
-    for host in ("127.0.0.1", "::1", "localhost", "127.1.2.3"):
-        require_loopback(host)
-    for host in ("0.0.0.0", "::", "192.168.1.5", "example.org"):
+def test_only_loopback_needs_no_key(tmp_path: Path) -> None:
+    loopback, others = ("127.0.0.1", "::1", "localhost", "127.1.2.3"), ("0.0.0.0", "::", "192.168.1.5")
+    assert all(is_loopback(host) for host in loopback)
+    assert not any(is_loopback(host) for host in others)
+    for host in loopback:
+        require_guard(host, tmp_path)
+    for host in others:
         with pytest.raises(ConfigError) as caught:
-            require_loopback(host)
-        assert caught.value.hint
+            require_guard(host, tmp_path)
+        assert "finback keys create" in str(caught.value.hint)
+    with pytest.raises(ConfigError):
+        require_guard("example.org", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    store = KeyStore(tmp_path)
+    key, _ = store.create("one")
+    for host in others:
+        require_guard(host, tmp_path)
+    store.revoke(key)
+    with pytest.raises(ConfigError):
+        require_guard("0.0.0.0", tmp_path)

@@ -17,7 +17,7 @@ def serve(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A name, a repository or a path.", autocompletion=complete_model)
     ] = DEFAULT_MODEL,
-    host: Annotated[str, typer.Option("--host", help="A loopback address.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0: any free one.")] = 8000,
     threads: Threads = None,
     context: Context = None,
@@ -25,15 +25,16 @@ def serve(
 ) -> None:
     """Serve a model over HTTP.
 
-    OpenAI's dialect at /v1/chat/completions, /v1/completions and /v1/models, on this machine only.
+    OpenAI's dialect at /v1/chat/completions, /v1/completions and /v1/models. Without keys (see `finback keys`) it
+    serves this machine only.
     """
     from finback import server
     from finback.cli.models import load
     from finback.cli.output import note
 
-    server.require_loopback(host)
-    signal.signal(signal.SIGTERM, _leave)
     settings = settings_of(threads, context, format)
+    server.require_guard(host, settings.home)
+    signal.signal(signal.SIGTERM, _leave)
     with load(model, settings) as loaded:
 
         def announce(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finback.errors import ConfigError
@@ -18,14 +19,12 @@ GRACE_S = 30  # running requests may finish for this long after SIGTERM
 
 
 def run(model: LoadedModel, *, host: str, port: int, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGINT or SIGTERM. Only loopback addresses are accepted: there are no keys yet to guard others with.
-
-    ``on_ready`` is called with the base URL once requests are taken.
-    """
-    require_loopback(host)
+    """Serve until SIGINT or SIGTERM. ``on_ready`` is called with the base URL once requests are taken."""
+    require_guard(host, model.settings.home)
     import uvicorn
 
     from finback.server.app import create_app
+    from finback.server.keys import KeyStore
     from finback.server.worker import EngineWorker
 
     class AnnouncingServer(uvicorn.Server):
@@ -34,7 +33,8 @@ def run(model: LoadedModel, *, host: str, port: int, on_ready: Callable[[str], N
             if self.started and on_ready is not None:
                 on_ready(f"http://{f'[{host}]' if ':' in host else host}:{_bound_port(self, port)}")
 
-    app = create_app(model, EngineWorker(model.engine))
+    keys = KeyStore(model.settings.home)
+    app = create_app(model, EngineWorker(model.engine), keys, always_keyed=not is_loopback(host))
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
     _require_free(host, port)
     AnnouncingServer(config).run()
@@ -59,16 +59,22 @@ def _require_free(host: str, port: int) -> None:
             ) from None
 
 
-def require_loopback(host: str) -> None:
-    """Raise ConfigError unless ``host`` is this machine alone."""
-    if host == "localhost":
-        return
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        raise ConfigError(f"{host!r} is not an IP address", hint="use 127.0.0.1, ::1 or localhost") from None
-    if not address.is_loopback:
+def require_guard(host: str, home: Path) -> None:
+    """Raise ConfigError if other machines could use the server without a key."""
+    from finback.server.keys import KeyStore
+
+    if not is_loopback(host) and not KeyStore(home).any_usable:
         raise ConfigError(
-            f"{host} can be reached from other machines, and this server does not check keys",
-            hint="bind to 127.0.0.1 and put an authenticating proxy in front",
+            f"{host} can be reached from other machines, and there is no key yet to ask for",
+            hint="make one with `finback keys create NAME`, or bind to 127.0.0.1",
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine alone; ConfigError when it is no address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise ConfigError(f"{host!r} is not an IP address", hint="use 127.0.0.1, 0.0.0.0, ::1 or ::") from None

@@ -1,7 +1,7 @@
-"""The HTTP face: routes, error bodies, streams of events, and clients that hang up.
+"""The HTTP face: routes and their policies, streams of events, and clients that hang up.
 
-A route reads a bounded body, hands it to a dialect and sends what comes back. Every error, whatever raised it, leaves
-in OpenAI's shape. An answer belongs to its connection: when the client is gone, its requests are aborted.
+A route reads a bounded body, hands it to a dialect and sends what comes back. An answer belongs to its connection:
+when the client is gone, its requests are aborted. A request keeps its seat among those of its key until then.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from finback.errors import FinbackError, InvalidRequest, PromptTooLong, UnknownModel
-from finback.server.openai import Answer, Json, Served, start_chat, start_completion
+from finback.errors import FinbackError, UnknownModel
+from finback.server.access import Endpoint, Guard, Policy
+from finback.server.booking import submit
+from finback.server.keys import KeyStore
+from finback.server.limits import Accounts
+from finback.server.openai import Answer, Served, Submit, start_chat, start_completion
+from finback.server.replies import Json, error_body, json_bytes, on_bug, on_finback_error, on_http_error, respond
 from finback.server.schema import ChatRequest, CompletionRequest, parse
 from finback.server.worker import EngineWorker
 
@@ -30,21 +34,29 @@ MAX_BODY_BYTES = 32 << 20
 CLIENT_CLOSED = 499  # nginx's status for a client that left; no one reads it
 KEEP_ALIVE_S = 10.0  # a comment this often while a long prompt is read, so that no proxy gives up
 
-json_bytes = msgspec.json.encode
+Body = TypeVar("Body", ChatRequest, CompletionRequest)
+Start = Callable[[Body, Served, Submit], Awaitable[Answer]]
 
 
-def create_app(model: Served, worker: EngineWorker) -> Starlette:
-    """The application that serves one model. The worker runs while the application does."""
-    service = Service(model, worker)
-    routes = [
-        Route("/livez", service.live),
-        Route("/readyz", service.ready),
-        Route("/health", service.ready),
-        Route("/v1/models", service.models),
-        Route("/v1/models/{name:path}", service.one_model),
-        Route("/v1/chat/completions", service.chat, methods=["POST"]),
-        Route("/v1/completions", service.completions, methods=["POST"]),
+def endpoints(service: Service) -> list[Endpoint]:
+    """The route table."""
+    return [
+        Endpoint("GET", "/livez", Policy.OPEN, service.live),
+        Endpoint("GET", "/readyz", Policy.KEYED, service.ready),
+        Endpoint("GET", "/health", Policy.KEYED, service.ready),
+        Endpoint("GET", "/v1/models", Policy.KEYED, service.models),
+        Endpoint("GET", "/v1/models/{name:path}", Policy.KEYED, service.one_model),
+        Endpoint("POST", "/v1/chat/completions", Policy.METERED, service.chat),
+        Endpoint("POST", "/v1/completions", Policy.METERED, service.completions),
     ]
+
+
+def create_app(model: Served, worker: EngineWorker, keys: KeyStore, *, always_keyed: bool = False) -> Starlette:
+    """The application that serves one model. The worker runs while the application does.
+
+    ``always_keyed``: ask for keys even while there are none.
+    """
+    table = endpoints(Service(model, worker))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -59,7 +71,11 @@ def create_app(model: Served, worker: EngineWorker) -> Starlette:
         HTTPException: on_http_error,
         Exception: on_bug,
     }
+    routes = [endpoint.route for endpoint in table]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a redirect would repeat whatever Host the client sent
+    app.state.endpoints = table
+    app.add_middleware(Guard, endpoints=table, keys=keys, always=always_keyed)
     app.add_middleware(RequestId)
     return app
 
@@ -70,6 +86,7 @@ class Service:
     def __init__(self, model: Served, worker: EngineWorker) -> None:
         self._model = model
         self._worker = worker
+        self._accounts = Accounts()
         self._since = int(time.time())
 
     async def live(self, request: Request) -> Response:
@@ -92,20 +109,22 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = parse(await read_body(request), ChatRequest)
-        self._require_model(body.model)
-        return await self._answer(request, body, lambda: start_chat(body, self._model, self._worker))
+        return await self._metered(request, ChatRequest, start_chat)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        body = parse(await read_body(request), CompletionRequest)
-        self._require_model(body.model)
-        return await self._answer(request, body, lambda: start_completion(body, self._model, self._worker))
+        return await self._metered(request, CompletionRequest, start_completion)
 
-    async def _answer(
-        self, request: Request, body: ChatRequest | CompletionRequest, start: Callable[[], Awaitable[Answer]]
-    ) -> Response:
-        answer = await start()
+    async def _metered(self, request: Request, shape: type[Body], start: Start[Body]) -> Response:
+        """An answer within the limits of the request's key. The booking keeps the seat, once there is one."""
+        seat = self._accounts.enter(request.scope["key"])
+        try:
+            body = parse(await read_body(request), shape)
+            self._require_model(body.model)
+            answer = await start(body, self._model, partial(submit, self._worker, seat))
+        except BaseException:
+            seat.leave()
+            raise
         if body.stream:
             chunks = answer.chunks(usage_chunk=body.wants_usage_chunk)
             headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -170,57 +189,6 @@ async def events(chunks: AsyncIterator[Json], answer: Answer) -> AsyncIterator[b
     finally:
         pending.cancel()
         answer.close()
-
-
-def respond(body: Json, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(json_bytes(body), status, media_type="application/json")
-
-
-def error_body(error: FinbackError) -> Json:
-    """OpenAI's error object; a hint follows the message on a line of its own."""
-    message = f"{error.message}\nhint: {error.hint}" if error.hint else error.message
-    kind = "server_error" if status_of(error) >= 500 else "invalid_request_error"
-    parameter = getattr(error, "parameter", None)
-    return {"error": {"message": message, "type": kind, "param": parameter, "code": code_of(error)}}
-
-
-def status_of(error: FinbackError) -> int:
-    """The HTTP status that says whose fault an error is."""
-    if isinstance(error, UnknownModel):
-        return 404
-    return 400 if isinstance(error, InvalidRequest) else 500
-
-
-def code_of(error: FinbackError) -> str | None:
-    """OpenAI's code, where clients look for one."""
-    if isinstance(error, PromptTooLong):
-        return "context_length_exceeded"
-    return "model_not_found" if isinstance(error, UnknownModel) else None
-
-
-async def on_finback_error(_: Request, error: Exception) -> Response:
-    """Any typed error."""
-    assert isinstance(error, FinbackError)
-    return respond(error_body(error), status_of(error))
-
-
-async def on_http_error(_: Request, error: Exception) -> Response:
-    """Routing errors: no such path, wrong method, body too large."""
-    assert isinstance(error, HTTPException)
-    body = {"message": error.detail, "type": "invalid_request_error", "param": None, "code": None}
-    return Response(json_bytes({"error": body}), error.status_code, error.headers, "application/json")
-
-
-async def on_bug(_: Request, error: Exception) -> Response:
-    """Anything else is ours; the log has it, the client does not."""
-    body = {
-        "message": "internal error; the server's log says more",
-        "type": "server_error",
-        "param": None,
-        "code": None,
-    }
-    return respond({"error": body}, 500)
 
 
 class RequestId:

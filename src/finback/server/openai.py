@@ -9,26 +9,27 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from finback.engine.request import SamplingParams, StepOutput, TokenLogprob, Usage
-from finback.errors import InvalidRequest
+from finback.engine.request import SamplingParams, StepOutput, TokenLogprob
+from finback.errors import FinbackError, InvalidRequest
+from finback.server.booking import Booking
 from finback.server.schema import DEFAULT_COMPLETION_TOKENS, ChatRequest, CompletionRequest
-from finback.server.worker import EngineWorker, Stream
+from finback.server.worker import Job
 from finback.text.chat import ChatFormat
 from finback.text.stream import Content, Event, Reasoning, StreamParser, ToolCallStart
 from finback.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
+Submit = Callable[[Sequence[Job], int], Awaitable[Booking]]  # jobs, and how many in a row share a prompt
 
 
 class Choice(Protocol):
     """One of the answers that a request asked for."""
 
-    usage: Usage | None
     reasoning_tokens: int
 
     def chunks(self, output: StepOutput) -> Iterator[Json]:
@@ -46,7 +47,6 @@ class ChatChoice:
         self.message: Json = {"role": "assistant", "content": None}
         self.logprobs: dict[str, list[Json]] = {}
         self.reasoning_tokens = 0
-        self.usage: Usage | None = None
         self._finish: str | None = None
         self._parser = parser
         self._tokenizer = tokenizer
@@ -69,7 +69,6 @@ class ChatChoice:
             yield self._entry({}, logprobs)
             logprobs = None
         if output.finish_reason is not None:
-            self.usage = output.usage
             stopped_to_call = output.finish_reason == "stop" and "tool_calls" in self.message
             self._finish = "tool_calls" if stopped_to_call else output.finish_reason
             yield self._entry({}, logprobs)
@@ -119,7 +118,6 @@ class TextChoice:
 
     def __init__(self, index: int, echo: str, tokenizer: Tokenizer) -> None:
         self.index = index
-        self.usage: Usage | None = None
         self.reasoning_tokens = 0
         self._text = ""
         self._echo = echo
@@ -132,7 +130,7 @@ class TextChoice:
         text, self._echo = self._echo + output.text, ""
         logprobs = self._legacy_logprobs(output.logprobs, len(self._text)) if output.logprobs else None
         self._text += text
-        self._finish, self.usage = output.finish_reason, output.usage
+        self._finish = output.finish_reason
         if logprobs is not None:
             self._logprobs = _joined(self._logprobs, logprobs)
         if text or logprobs or self._finish:
@@ -163,38 +161,35 @@ class TextChoice:
 class Answer:
     """All choices of one request while they run. Closing it aborts what has not ended."""
 
-    def __init__(self, kind: str, model: str, choices: Sequence[Choice], streams: Sequence[Stream], n: int) -> None:
+    def __init__(self, kind: str, model: str, choices: Sequence[Choice], booking: Booking) -> None:
         self._kind = kind
         self._model = model
         self._choices = choices
-        self._streams = streams
-        self._n = n  # choices for each prompt
+        self._booking = booking
         self._id = f"{'chatcmpl' if kind == 'chat.completion' else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
     async def whole(self) -> Json:
         """The answer in one piece."""
-        async for choice, output in self._outputs():
-            for _ in choice.chunks(output):
-                pass
+        async for _ in self._entries():
+            pass
         return self._envelope([choice.whole() for choice in self._choices], usage=self._usage())
 
     async def chunks(self, *, usage_chunk: bool) -> AsyncIterator[Json]:
         """The answer in pieces, each as soon as it is there."""
-        async for choice, output in self._outputs():
-            for entry in choice.chunks(output):
+        async for entries in self._entries():
+            for entry in entries:
                 yield self._envelope([entry], piece=True)
         if usage_chunk:
             yield self._envelope([], piece=True, usage=self._usage())
 
     def close(self) -> None:
         """Abort every choice that still runs."""
-        for stream in self._streams:
-            stream.close()
+        self._booking.close()
 
-    async def _outputs(self) -> AsyncIterator[tuple[Choice, StepOutput]]:
-        """Outputs of all choices in the order of their arrival."""
-        pairs = zip(self._choices, self._streams, strict=True)
+    async def _entries(self) -> AsyncIterator[list[Json]]:
+        """What the outputs of all choices say, as they come. An answer's end is told when it is in the books."""
+        pairs = zip(self._choices, self._booking.streams, strict=True)
         waiting = {asyncio.ensure_future(anext(stream)): (choice, stream) for choice, stream in pairs}
         try:
             while waiting:
@@ -204,7 +199,15 @@ class Answer:
                     output = task.result()
                     if output.finish_reason is None:
                         waiting[asyncio.ensure_future(anext(stream))] = (choice, stream)
-                    yield choice, output
+                    entries = list(choice.chunks(output))
+                    self._booking.reasoning_tokens = sum(choice.reasoning_tokens for choice in self._choices)
+                    if all(stream.ended.done() for stream in self._booking.streams) and not waiting:
+                        await self._booking.settle()
+                    yield entries
+        except FinbackError:
+            self.close()
+            await self._booking.settle()
+            raise
         finally:
             for task in waiting:
                 task.cancel()
@@ -222,19 +225,16 @@ class Answer:
         return body if usage is None else {**body, "usage": usage}
 
     def _usage(self) -> Json:
-        """Tokens of the whole request; a prompt that several choices share counts once."""
-        usages = [choice.usage for choice in self._choices if choice.usage is not None]
-        prompt = sum(usage.prompt_tokens for usage in usages[:: self._n])
-        cached = sum(usage.cached_tokens for usage in usages[:: self._n])
-        completion = sum(usage.completion_tokens for usage in usages)
+        """Tokens of the whole request, as they are booked."""
+        taken = self._booking.taken
         return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"reasoning_tokens": sum(c.reasoning_tokens for c in self._choices)},
-            "prompt_cache_hit_tokens": cached,
-            "prompt_cache_miss_tokens": prompt - cached,
+            "prompt_tokens": taken.prompt_tokens,
+            "completion_tokens": taken.output_tokens,
+            "total_tokens": taken.prompt_tokens + taken.output_tokens,
+            "prompt_tokens_details": {"cached_tokens": taken.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": taken.reasoning_tokens},
+            "prompt_cache_hit_tokens": taken.cached_tokens,
+            "prompt_cache_miss_tokens": taken.prompt_tokens - taken.cached_tokens,
         }
 
 
@@ -262,7 +262,7 @@ class Served(Protocol):
         """Tokens that prompt and answer may have together."""
 
 
-async def start_chat(request: ChatRequest, model: Served, worker: EngineWorker) -> Answer:
+async def start_chat(request: ChatRequest, model: Served, submit: Submit) -> Answer:
     """Hand a chat request to the engine; InvalidRequest before any work if it cannot run."""
     if model.chat_format is None:
         raise InvalidRequest(f"{model.name} has no chat format: use /v1/completions", parameter="model")
@@ -277,11 +277,10 @@ async def start_chat(request: ChatRequest, model: Served, worker: EngineWorker) 
     n = request.n or 1
     parsers = [model.chat_format.parser(thinking, prompt=pieces, tools=bool(tools)) for _ in range(n)]
     choices = [ChatChoice(i, parser, model.tokenizer) for i, parser in enumerate(parsers)]
-    streams = await _submit(worker, [tokens] * n, params)
-    return Answer("chat.completion", request.model, choices, streams, n)
+    return Answer("chat.completion", request.model, choices, await submit(_jobs([tokens] * n, params), n))
 
 
-async def start_completion(request: CompletionRequest, model: Served, worker: EngineWorker) -> Answer:
+async def start_completion(request: CompletionRequest, model: Served, submit: Submit) -> Answer:
     """Hand a plain completion request to the engine; InvalidRequest before any work if it cannot run."""
     n = request.n or 1
     prompts = [prompt for prompt in request.prompts() for _ in range(n)]
@@ -292,21 +291,13 @@ async def start_completion(request: CompletionRequest, model: Served, worker: En
     limit = request.max_tokens or DEFAULT_COMPLETION_TOKENS
     params = request.sampling(model.defaults, max_tokens=limit, logprobs=request.logprobs)
     choices = [TextChoice(i, echo, tokenizer) for i, echo in enumerate(echoes)]
-    return Answer("text_completion", request.model, choices, await _submit(worker, encoded, params), n)
+    return Answer("text_completion", request.model, choices, await submit(_jobs(encoded, params), n))
 
 
-async def _submit(worker: EngineWorker, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Stream]:
-    """One stream for each prompt. Seeded choices of one prompt get neighbouring seeds, or they would all be equal."""
-    streams: list[Stream] = []
-    try:
-        for index, prompt in enumerate(prompts):
-            seed = None if params.seed is None else _neighbour(params.seed, index)
-            streams.append(await worker.submit(prompt, replace(params, seed=seed)))
-    except BaseException:
-        for stream in streams:
-            stream.close()
-        raise
-    return streams
+def _jobs(prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Job]:
+    """One job for each prompt. Seeded choices of one prompt get neighbouring seeds, or they would all be equal."""
+    seeds = [None if params.seed is None else _neighbour(params.seed, index) for index in range(len(prompts))]
+    return [Job(prompt, replace(params, seed=seed)) for prompt, seed in zip(prompts, seeds, strict=True)]
 
 
 def _neighbour(seed: int, index: int) -> int:

@@ -2,7 +2,7 @@
 
 The engine is synchronous and single-threaded; HTTP is not. Commands (add, abort) cross to the engine's thread through a
 queue and take effect before its next step; outputs cross back as calls on the stream's event loop. Closing a stream,
-for whatever reason, aborts its request: the next step no longer computes it.
+for whatever reason, aborts its job: the next step no longer computes it, and tells what it took.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from finback.engine.request import SamplingParams, StepOutput
+from finback.engine.request import SamplingParams, StepOutput, Usage
 from finback.errors import EngineError, FinbackError
 
 log = logging.getLogger("finback.server")
 
 Command = Callable[[], None]
-Item = StepOutput | FinbackError
+
+
+class Job(NamedTuple):
+    """What the engine is asked to do: continue a prompt."""
+
+    prompt: Sequence[int]
+    params: SamplingParams
 
 
 class StepEngine(Protocol):
@@ -31,7 +37,7 @@ class StepEngine(Protocol):
     def has_work(self) -> bool:
         """Whether a step would do anything."""
 
-    def add(self, request_id: str, prompt_tokens: Sequence[int], params: SamplingParams) -> None:
+    def add(self, request_id: str, prompt_tokens: Sequence[int], params: SamplingParams, *, tenant: str = "") -> None:
         """Take a request in, or raise."""
 
     def abort(self, request_id: str) -> None:
@@ -42,38 +48,57 @@ class StepEngine(Protocol):
 
 
 class Stream:
-    """One request's outputs as they arrive: iterate over it on the event loop, and close it when leaving early."""
+    """One job's outputs as they arrive: iterate over it on the event loop, and close it when leaving early.
 
-    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
+    ``ended`` is done when the engine has done its last work for the job; the counts are final from then on.
+    """
+
+    def __init__(
+        self, request_id: str, job: Job, on_tokens: Callable[[int], None], abort: Callable[[str], None]
+    ) -> None:
         self.request_id = request_id
+        self.job = job
         self.loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[None] = self.loop.create_future()
-        self.items: asyncio.Queue[Item] = asyncio.Queue()
+        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.usage = Usage(len(job.prompt), 0)
+        self.finish_reason: str | None = None
+        self._items: asyncio.Queue[StepOutput] = asyncio.Queue()
+        self._on_tokens = on_tokens
         self._abort = abort
-        self._ended = False
+        self._left = False
 
     def __aiter__(self) -> Stream:
         return self
 
     async def __anext__(self) -> StepOutput:
-        if self._ended:
+        if self._left:
             raise StopAsyncIteration
-        item = await self.items.get()
-        if isinstance(item, FinbackError):
-            self._ended = True
-            raise item
-        self._ended = item.finish_reason is not None
-        return item
+        output = await self._items.get()
+        self._left = output.finish_reason is not None
+        if output.error is not None:
+            raise output.error
+        return output
+
+    def put(self, output: StepOutput) -> None:
+        """Take what the engine tells."""
+        if output.tokens:
+            self._on_tokens(len(output.tokens))
+        written = self.usage.completion_tokens + len(output.tokens)
+        self.usage = output.usage or self.usage._replace(completion_tokens=written)
+        self._items.put_nowait(output)
+        if output.finish_reason is not None and not self.ended.done():
+            self.finish_reason = output.finish_reason
+            self.ended.set_result(None)
 
     def close(self) -> None:
-        """Abort the request unless it has ended."""
-        if not self._ended:
-            self._ended = True
+        """Read no further; a job that still runs is aborted."""
+        self._left = True
+        if not self.ended.done():
             self._abort(self.request_id)
 
 
 class EngineWorker:
-    """Runs ``engine.step()`` on its own thread. Invariant: ``_streams`` holds exactly the unfinished requests."""
+    """Runs ``engine.step()`` on its own thread. Invariant: ``_streams`` holds exactly the unfinished jobs."""
 
     def __init__(self, engine: StepEngine) -> None:
         self._engine = engine
@@ -98,18 +123,25 @@ class EngineWorker:
         """Whether requests can be served."""
         return self._thread.is_alive() and not self._stopping
 
-    async def submit(self, prompt_tokens: Sequence[int], params: SamplingParams) -> Stream:
-        """The stream of a request that the engine has taken in; what it refuses is raised here."""
+    async def submit(
+        self, jobs: Sequence[Job], on_tokens: Callable[[int], None], *, tenant: str = ""
+    ) -> list[Stream]:
+        """The streams of jobs that the engine has taken in, all or none; what it refuses is raised here.
+
+        ``tenant``: for whom; tenants share no cache. ``on_tokens`` is told on the event loop how many tokens were written, whenever some were.
+        """
         if not self.alive:
             raise EngineError("the server is shutting down")
-        stream = Stream(f"req-{next(self._ids)}", self._request_abort)
-        self._commands.put(lambda: self._add(stream, prompt_tokens, params))
+        streams = [Stream(f"req-{next(self._ids)}", job, on_tokens, self._request_abort) for job in jobs]
+        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._commands.put(lambda: self._add(streams, tenant, accepted))
         try:
-            await stream.accepted
+            await accepted
         except asyncio.CancelledError:
-            stream.close()
+            for stream in streams:
+                stream.close()
             raise
-        return stream
+        return streams
 
     def _request_abort(self, request_id: str) -> None:
         self._commands.put(lambda: self._abort(request_id))
@@ -137,44 +169,49 @@ class EngineWorker:
             log.exception("a step failed; its requests are ended")
             for request_id in self._streams:
                 self._engine.abort(request_id)
-            self._fail_all(error if isinstance(error, FinbackError) else EngineError(f"the engine failed: {error!r}"))
+            self._fail_all(error if isinstance(error, EngineError) else EngineError(f"the engine failed: {error!r}"))
             return []
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is None:
-                continue  # aborted since
+                continue  # it was told an error already
             if output.finish_reason is not None:
                 del self._streams[output.request_id]
-            _tell(stream, stream.items.put_nowait, output.error or output)
+            _tell(stream.loop, stream.put, output)
 
-    def _add(self, stream: Stream, prompt_tokens: Sequence[int], params: SamplingParams) -> None:
-        try:
-            self._engine.add(stream.request_id, prompt_tokens, params)
-        except FinbackError as error:
-            _tell(stream, _settle, stream.accepted, error)
-            return
-        self._streams[stream.request_id] = stream
-        _tell(stream, _settle, stream.accepted, None)
+    def _add(self, streams: list[Stream], tenant: str, accepted: asyncio.Future[None]) -> None:
+        """Add all jobs or none: no step comes between them, so one that is taken back has cost nothing."""
+        for count, stream in enumerate(streams):
+            try:
+                self._engine.add(stream.request_id, stream.job.prompt, stream.job.params, tenant=tenant)
+            except FinbackError as error:
+                for added in streams[:count]:
+                    self._engine.abort(added.request_id)
+                _tell(accepted.get_loop(), _settle, accepted, error)
+                return
+        self._streams |= {stream.request_id: stream for stream in streams}
+        _tell(accepted.get_loop(), _settle, accepted, None)
 
     def _abort(self, request_id: str) -> None:
-        if self._streams.pop(request_id, None) is not None:
+        """The engine's last output for the request comes with the next step."""
+        if request_id in self._streams:
             self._engine.abort(request_id)
 
     def _stop(self) -> None:
         self._stopping = True
 
-    def _fail_all(self, error: FinbackError) -> None:
+    def _fail_all(self, error: EngineError) -> None:
         for stream in self._streams.values():
-            _tell(stream, stream.items.put_nowait, error)
+            _tell(stream.loop, stream.put, StepOutput(stream.request_id, finish_reason="error", error=error))
         self._streams.clear()
 
 
-def _tell(stream: Stream, action: Callable[..., None], *arguments: object) -> None:
-    """Run ``action`` on the stream's event loop; a loop that is gone has no one left to tell."""
-    if not stream.loop.is_closed():
-        stream.loop.call_soon_threadsafe(action, *arguments)
+def _tell(loop: asyncio.AbstractEventLoop, action: Callable[..., None], *arguments: object) -> None:
+    """Run ``action`` on the event loop; a loop that is gone has no one left to tell."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(action, *arguments)
 
 
 def _settle(future: asyncio.Future[None], error: FinbackError | None) -> None:

@@ -1,0 +1,1 @@
+"""Books what requests take: tokens, time and money."""
