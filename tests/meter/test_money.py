@@ -15,7 +15,7 @@ from finback.meter.money import UNIT, money_text, parse_money, prices_of
 def test_costs_are_exact() -> None:
     random_ = random.Random(3)
     for _ in range(2000):
-        texts = [str(Decimal(random_.randrange(10**8)).scaleb(-random_.randrange(7))) for _ in range(3)]
+        texts = [str(Decimal(random_.randrange(10**5)).scaleb(-random_.randrange(7))) for _ in range(3)]
         prices = prices_of(Settings(price_input=texts[0], price_cached_input=texts[1], price_output=texts[2]))
         assert prices is not None
         prompt, output = random_.randrange(10**6), random_.randrange(10**6)
@@ -32,7 +32,7 @@ def test_cached_input_costs_like_input_unless_priced() -> None:
     assert prices_of(Settings()) is None
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "NaN", "Infinity", "1e7", "0.0000001", "1e-9", "1e400"])
+@pytest.mark.parametrize("text", ["", "x", "-1", "NaN", "Infinity", "1e6", "0.0000001", "1e-9", "1e400"])
 def test_bad_prices(text: str) -> None:
     with pytest.raises(ConfigError):
         prices_of(Settings(price_input=text, price_output="1"))

@@ -14,7 +14,7 @@ from finback.errors import ConfigError
 
 UNIT = 10**12
 _PER_TOKEN = 10**6  # a price of 1 for a million tokens, in millionths of millionths for one
-MAX_PRICE = 10**6  # for a million tokens
+MAX_PRICE = 10**5  # for a million tokens
 MAX_MONEY = 10**6  # what one sum may be: far below what 64 bits hold
 
 

@@ -123,12 +123,11 @@ class EngineWorker:
         """Whether requests can be served."""
         return self._thread.is_alive() and not self._stopping
 
-    async def submit(
-        self, jobs: Sequence[Job], on_tokens: Callable[[int], None], *, tenant: str = ""
-    ) -> list[Stream]:
+    async def submit(self, jobs: Sequence[Job], on_tokens: Callable[[int], None], *, tenant: str = "") -> list[Stream]:
         """The streams of jobs that the engine has taken in, all or none; what it refuses is raised here.
 
-        ``tenant``: for whom; tenants share no cache. ``on_tokens`` is told on the event loop how many tokens were written, whenever some were.
+        ``tenant``: for whom; tenants share no cache. ``on_tokens`` is told on the event loop how many tokens were
+        written, whenever some were.
         """
         if not self.alive:
             raise EngineError("the server is shutting down")
