@@ -24,6 +24,7 @@ A message says what is wrong and why; ``hint`` says what to do about it, and the
     │   ├── Forbidden             a valid key that does not open this door
     │   └── LimitReached          a key's limit; ``retry_after_s`` says when it is worth trying again
     └── EngineError               the engine could not go on with a request or at all
+        └── QueueFull             too many requests wait already; ``retry_after_s`` is a good time to ask again
 """
 
 from __future__ import annotations
@@ -128,3 +129,11 @@ class LimitReached(AccessError):
 
 class EngineError(FinbackError):
     """The engine could not go on with a request, or at all."""
+
+
+class QueueFull(EngineError):
+    """Too many requests wait already. ``retry_after_s``: when those that wait will about have been served."""
+
+    def __init__(self, message: str, *, retry_after_s: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s

@@ -9,7 +9,7 @@ import pytest
 
 from finback.engine.engine import Engine
 from finback.engine.request import SamplingParams, StepOutput, Usage
-from finback.errors import EngineError, InvalidRequest, PromptTooLong
+from finback.errors import EngineError, InvalidRequest, PromptTooLong, QueueFull
 from tests.conftest import BOS, EOS, TinyModel
 from tests.engine.collect import Finished, finish
 
@@ -117,6 +117,31 @@ def test_only_rows_that_choose_a_token_get_logits(make_engine) -> None:
     model = TinyModel()
     answer(make_engine(model, batch_tokens=4), [1] * 10, max_tokens=2)
     assert [len(batch.logit_rows) for batch in model.batches] == [0, 0, 1, 1]
+
+
+def test_a_full_queue_refuses(make_engine) -> None:
+    engine = make_engine(max_requests=1, max_queue=3)
+    for i in range(3):
+        engine.add(f"r{i}", PROMPT, SamplingParams(max_tokens=2), tenant="many")
+    with pytest.raises(QueueFull, match="3 requests wait") as caught:
+        engine.add("r3", PROMPT, SamplingParams(), tenant="many")
+    assert 1 <= caught.value.retry_after_s <= 60
+    engine.add("other", PROMPT, SamplingParams(max_tokens=2), tenant="few")
+    engine.step()
+    with pytest.raises(QueueFull):
+        engine.add("r3", PROMPT, SamplingParams(), tenant="many")
+    assert sorted(finish(engine)) == ["other", "r0", "r1", "r2"]
+    for i in range(3):
+        engine.add(f"r{i}", PROMPT, SamplingParams(max_tokens=2))
+    with pytest.raises(QueueFull) as caught:
+        engine.add("r3", PROMPT, SamplingParams())
+    assert caught.value.retry_after_s == 1  # four have ended in the last second
+
+
+def test_bad_priorities_are_refused(make_engine) -> None:
+    for priority in (1.5, 1001, "1", True):
+        with pytest.raises(InvalidRequest, match="priority"):
+            make_engine().add("a", PROMPT, SamplingParams(), priority=priority)
 
 
 def test_abort_tells_once_and_frees(make_engine) -> None:

@@ -7,7 +7,9 @@ it between threads brings the lock.
 
 from __future__ import annotations
 
+import math
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,16 +21,20 @@ from finback.config import Settings
 from finback.engine.answer import Answer
 from finback.engine.kv_cache import BlockNames, KVCache, root_name
 from finback.engine.memory import BLOCK_SIZE, CachePlan, memory_for_cache, plan_cache
-from finback.engine.request import FinishReason, Request, SamplingParams, StepOutput, Usage, check_whole
+from finback.engine.pace import LEAST_CHUNK, LEAST_CHUNK_LATENT, Pace
+from finback.engine.request import MAX_PRIORITY, FinishReason, Request, SamplingParams, StepOutput, Usage, check_whole
 from finback.engine.runner import Runner
 from finback.engine.sampler import Sampler
 from finback.engine.scheduler import Scheduler, Work
 from finback.engine.stats import EngineStats, Rate
-from finback.errors import EngineError, InvalidRequest, PromptTooLong
+from finback.errors import EngineError, InvalidRequest, PromptTooLong, QueueFull
 
 if TYPE_CHECKING:
     from finback.models import Model
     from finback.text.tokenizer import Tokenizer
+
+
+LONGEST_RETRY_S = 60  # what a refused caller is told to wait, at most
 
 
 @dataclass(slots=True)
@@ -56,8 +62,12 @@ class Engine:
         self.plan = plan
         self._kv_cache = KVCache(plan.num_blocks, BLOCK_SIZE, most_kept=plan.most_kept)
         self._secret = secrets.token_bytes(32)  # names of blocks cannot be guessed
+        self._pace = Pace(LEAST_CHUNK_LATENT if model.config.is_mla else LEAST_CHUNK)
         self._scheduler = Scheduler(
-            self._kv_cache, batch_tokens=settings.batch_tokens, max_requests=settings.max_requests
+            self._kv_cache,
+            batch_tokens=settings.batch_tokens,
+            max_requests=settings.max_requests,
+            allowance=self._pace.allowance,
         )
         self._runner: Runner | None = Runner(model, plan)
         self._running: dict[str, _Running] = {}
@@ -65,6 +75,7 @@ class Engine:
         self._steps = 0
         self._prompt_tokens = 0
         self._output_tokens = Rate()
+        self._ended = Rate()
         self._eos_ids = frozenset(tokenizer.eos_ids) | frozenset(model.config.eos_token_ids)
 
     @property
@@ -103,16 +114,35 @@ class Engine:
             raise self._too_long(len(tokens), spare=1)
         return tokens
 
-    def add(self, request_id: str, prompt_tokens: Sequence[int], params: SamplingParams, *, tenant: str = "") -> None:
-        """Queue a request. InvalidRequest, before any work, when it cannot be run.
+    def add(
+        self,
+        request_id: str,
+        prompt_tokens: Sequence[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+    ) -> None:
+        """Queue a request. InvalidRequest, before any work, when it cannot be run; QueueFull when too many wait.
 
-        Requests share what is computed for equal beginnings only with those of the same ``tenant``.
+        Tenants share the machine fairly, whoever asks for more, and only requests of one tenant share what is computed
+        for equal beginnings. A larger ``priority`` goes first, whatever the tenant.
         """
         tokens = self.validate(prompt_tokens, params)
         if request_id in self._running:
             raise InvalidRequest(f"request id {request_id!r} is taken", parameter="request_id")
+        check_whole("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
+        self._check_queue(tenant)
         longest = self.context if params.max_tokens is None else min(self.context, len(tokens) + params.max_tokens)
-        request = Request(request_id, tokens, len(tokens), longest, names=self._names(tenant, len(tokens)))
+        request = Request(
+            request_id,
+            tokens,
+            len(tokens),
+            longest,
+            tenant=tenant,
+            priority=priority,
+            names=self._names(tenant, len(tokens)),
+        )
         seed = secrets.randbits(64) if params.seed is None else params.seed
         self._running[request_id] = _Running(
             request,
@@ -136,10 +166,13 @@ class Engine:
         plan = self._scheduler.schedule()
         if not plan:
             return told
+        began = time.perf_counter()
         try:
             logits = runner.run(plan)
         except Exception as error:  # whatever a model raises ends these requests, and the engine goes on
             return told + [self._fail(work.request, error) for work in plan]
+        answers = sum(work.request.num_pending == 1 for work in plan)
+        prompt = sum(work.stop - work.start for work in plan) - answers
         self._count(plan)
         rows = iter(logits)
         for work in plan:
@@ -147,6 +180,7 @@ class Engine:
                 told.append(self._advance(work, next(rows)))
             else:
                 self._scheduler.commit(work)
+        self._pace.note(answers, prompt, time.perf_counter() - began)
         return told
 
     def logits(
@@ -233,6 +267,7 @@ class Engine:
         request = running.request
         del self._running[request.id]
         self._scheduler.remove(request)
+        self._ended.add(1)
         text = output.text + running.answer.flush()
         if reason == "length" and running.answer.stopped:
             reason = "stop"
@@ -244,6 +279,16 @@ class Engine:
         if error is not cause:
             error.__cause__ = cause
         return self._end(self._running[request.id], "error", StepOutput(request.id, error=error))
+
+    def _check_queue(self, tenant: str) -> None:
+        if self._scheduler.share_of_queue(tenant, self.settings.max_queue) > 0:
+            return
+        waiting, per_s = self.num_waiting, self._ended.per_s
+        raise QueueFull(
+            f"{waiting} requests wait already",
+            retry_after_s=min(max(math.ceil(waiting / per_s), 1), LONGEST_RETRY_S) if per_s else LONGEST_RETRY_S,
+            hint="ask again later, or let more of them wait (max_queue)",
+        )
 
     def _names(self, tenant: str, num_prompt: int) -> BlockNames:
         # Latent attention takes another form for tokens that the model wrote, and its results differ in the last bits:

@@ -90,14 +90,16 @@ class KVCache:
         """The blocks of ``owner`` in order of position. Borrowed: read it before the cache changes again."""
         return self._tables[owner]
 
+    def find(self, names: Sequence[bytes]) -> int:
+        """How many of the blocks of these names are there, up to the first that is not."""
+        return next((i for i, name in enumerate(names) if name not in self._named), len(names))
+
     def adopt(self, owner: str, names: Sequence[bytes]) -> int:
         """Begin ``owner``'s table with the blocks of these names, as far as all are there; returns how many."""
         assert owner not in self._tables, "a table is begun twice"
         table = self._tables[owner] = array("i")
-        for name in names:
-            block = self._named.get(name)
-            if block is None:
-                break
+        for name in names[: self.find(names)]:
+            block = self._named[name]
             self._kept.pop(block, None)
             self._references[block] += 1
             table.append(block)

@@ -21,6 +21,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
 MAX_LOGPROBS = 100
+MAX_PRIORITY = 1000
 # Below this a division by the temperature overflows float32: the answer is the most likely token, so say so.
 GREEDY_TEMPERATURE = 1e-5
 
@@ -129,6 +130,8 @@ class Request:
     tokens: list[int]  # the prompt, then what was generated
     num_prompt: int
     max_length: int  # the answer ends when there are this many tokens
+    tenant: str = ""  # shares computed beginnings only with its own, and the machine fairly with others
+    priority: int = 0  # larger: goes first
     arrival: int = 0  # smaller: came earlier
     num_computed: int = 0  # tokens whose keys and values are in the cache
     names: BlockNames | None = None  # of its blocks, if it shares them

@@ -5,17 +5,26 @@ the total under a token budget. A prompt that is cut into chunks, an answer that
 request that is computed anew after it lost its blocks are all the same subtraction
 (:attr:`Request.num_pending`).
 
+Answers come first: a request that lacks one token gets it in every step. What the step has left for prompts is
+bounded by ``allowance``, so that a long prompt slows answers down but never stops them. Prompts are read in order of
+priority, then of what their tenant was served so far, then of arrival.
+
 A request is admitted when there are blocks for every token that it has; the blocks of a beginning that is in the
-cache already are shared instead of computed, except for the last token, whose logits are wanted. An answer that
-outgrows its blocks takes a free one; when there is none, the youngest request gives up its blocks and waits to be
-computed again. The oldest one is never the victim of another, and the pool holds at least one whole context, so every
-request ends.
+cache already are shared instead of computed, except for the last token, whose logits are wanted. A request whose next
+block a running one is about to fill waits for it. Tenants take turns: the next one to be admitted is of the tenant
+with the fewest running requests, and a tenant that has at least two more than another makes room for it.
+
+An answer that outgrows its blocks takes a free one; when there is none, the running request that ranks last (lowest
+priority, latest arrival) gives up its blocks and waits to be computed again. The one that ranks first never gives way,
+and the pool holds at least one whole context, so every request ends.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import deque
+from bisect import insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from finback.engine.kv_cache import KVCache
@@ -36,57 +45,93 @@ class Work(NamedTuple):
         return self.stop == len(self.request.tokens)
 
 
+@dataclass(slots=True)
+class _Tenant:
+    """Whoever shares fairly with others. Invariant: there is one exactly while it has requests."""
+
+    waiting: list[Request] = field(default_factory=list)  # best rank first
+    running: int = 0
+    served: int = 0  # tokens computed, counted from where the least served tenant stood when this one came
+
+
+def _rank(request: Request) -> tuple[int, int]:
+    """Smaller: more important."""
+    return -request.priority, request.arrival
+
+
+def _no_bound(answers: int) -> int:
+    return 1 << 30
+
+
 class Scheduler:
     """Waiting and running requests. Invariant: :meth:`check_integrity` passes between any two calls."""
 
-    def __init__(self, cache: KVCache, *, batch_tokens: int, max_requests: int) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        *,
+        batch_tokens: int,
+        max_requests: int,
+        allowance: Callable[[int], int] = _no_bound,
+    ) -> None:
+        """``allowance(n)``: prompt tokens that may be computed beside ``n`` tokens of answers."""
         self._cache = cache
         self._batch_tokens = batch_tokens
         # Each running answer needs a token of every step's budget: never run more than can be served.
         self._max_running = min(max_requests, batch_tokens)
-        self._waiting: deque[Request] = deque()  # oldest first
-        self._running: list[Request] = []  # oldest first
+        self._allowance = allowance
+        self._tenants: dict[str, _Tenant] = {}
+        self._running: list[Request] = []  # best rank first
+        self._promised: dict[bytes, Request] = {}  # name of a block -> the running request that will fill it
         self._arrivals = 0
+        self.num_waiting = 0  # requests that hold no blocks
         self.preemptions = 0
         self.query_tokens = 0  # of prompts that were looked up in the cache
         self.hit_tokens = 0  # of those, found
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests that hold no blocks yet."""
-        return len(self._waiting)
 
     @property
     def num_running(self) -> int:
         """Requests that hold blocks."""
         return len(self._running)
 
+    def share_of_queue(self, tenant: str, places: int) -> int:
+        """How many of the queue's ``places`` are left to ``tenant``: all tenants that wait share them equally."""
+        queues = {name: len(other.waiting) for name, other in self._tenants.items() if other.waiting}
+        waiting = queues.setdefault(tenant, 0)
+        return places // len(queues) - waiting
+
     def add(self, request: Request) -> None:
         """Queue ``request``."""
         request.arrival = self._arrivals
         self._arrivals += 1
-        self._waiting.append(request)
+        if request.tenant not in self._tenants:
+            least = min((tenant.served for tenant in self._tenants.values()), default=0)
+            self._tenants[request.tenant] = _Tenant(served=least)
+        self._queue(request)
 
     def remove(self, request: Request) -> None:
         """Forget ``request``, wherever it is, and free its blocks."""
-        queue = self._running if request in self._running else self._waiting
-        queue.remove(request)
-        self._cache.release(request.id)
+        tenant = self._tenants[request.tenant]
+        if request in self._running:
+            self._stop(request)
+        else:
+            tenant.waiting.remove(request)
+            self.num_waiting -= 1
+        if not tenant.running and not tenant.waiting:
+            del self._tenants[request.tenant]
 
     def schedule(self) -> list[Work]:
-        """Choose the next step's work within the budget, oldest request first.
-
-        A request gets tokens only when every older one gets all that it lacks: so those that already write their
-        answers stand before those whose prompts are still being read, and a long prompt stalls no answer.
-        """
+        """Choose the next step's work within the budget: answers, then prompts."""
         self._extend_running()
         self._admit_waiting()
-        budget = self._batch_tokens
-        plan = []
-        for request in self._running:
-            count = min(request.num_pending, budget)
-            if count == 0:
+        plan = [self._work(request, 1) for request in self._running if request.num_pending == 1]
+        budget = self._batch_tokens - len(plan)
+        if plan:
+            budget = min(budget, self._allowance(len(plan)))
+        for request in sorted((r for r in self._running if r.num_pending > 1), key=self._turn_to_read):
+            if budget <= 0:
                 break
+            count = min(request.num_pending, budget)
             plan.append(self._work(request, count))
             budget -= count
         return plan
@@ -95,46 +140,114 @@ class Scheduler:
         """Note that ``work`` is computed, and let others find its full blocks. A failed step has changed nothing."""
         request, size = work.request, self._cache.block_size
         request.num_computed = work.stop
+        self._tenants[request.tenant].served += work.stop - work.start
         if request.names is not None:
             names = request.names.of(request.tokens, work.stop // size)
             for index in range(work.start // size, len(names)):
                 self._cache.name(request.id, index, names[index])
+                self._promised.pop(names[index], None)
+
+    def _turn_to_read(self, request: Request) -> tuple[int, int, int]:
+        return -request.priority, self._tenants[request.tenant].served, request.arrival
+
+    def _turn_to_start(self, request: Request) -> tuple[int, int, int, int]:
+        tenant = self._tenants[request.tenant]
+        return -request.priority, tenant.running, tenant.served, request.arrival
 
     def _work(self, request: Request, count: int) -> Work:
         start = request.num_computed
         return Work(request, start, start + count, self._cache.table(request.id))
 
     def _extend_running(self) -> None:
-        """Give each running request blocks for its tokens, oldest first, at the expense of the youngest."""
+        """Give each running request blocks for its tokens, first rank first, at the expense of the last."""
         for request in list(self._running):
             while request in self._running and not self._cache.grow(request.id, len(request.tokens)):
                 self._preempt(self._running[-1])
 
     def _preempt(self, request: Request) -> None:
-        self._running.remove(request)
-        self._cache.release(request.id)
+        self._stop(request)
         request.num_computed = 0
-        self._waiting.appendleft(request)
+        self._queue(request)
         self.preemptions += 1
 
+    def _queue(self, request: Request) -> None:
+        insort(self._tenants[request.tenant].waiting, request, key=_rank)
+        self.num_waiting += 1
+
+    def _stop(self, request: Request) -> None:
+        """Take a running request's blocks and promises away."""
+        self._running.remove(request)
+        self._tenants[request.tenant].running -= 1
+        self._cache.release(request.id)
+        for name in self._names(request):
+            if self._promised.get(name) is request:
+                del self._promised[name]
+
     def _admit_waiting(self) -> None:
-        """Start waiting requests as they came, while each running one keeps a spare block to grow into."""
-        while self._waiting and len(self._running) < self._max_running:
-            if not self._admit(self._waiting[0]):
-                break
-            self._running.append(self._waiting.popleft())
+        """Start waiting requests in their turn, while each running one keeps a spare block to grow into."""
+        while (request := self._next_to_start()) is not None and self._start(request):
+            pass
+
+    def _next_to_start(self) -> Request | None:
+        if not self.num_waiting:
+            return None
+        full = len(self._running) >= self._max_running
+        heads = (self._first_ready(tenant.waiting) for tenant in self._tenants.values())
+        ready = (r for r in heads if r is not None and not (full and self._victim(r) is None))
+        return min(ready, key=self._turn_to_start, default=None)
+
+    def _first_ready(self, waiting: list[Request]) -> Request | None:
+        return next((request for request in waiting if not self._is_promised(request)), None)
+
+    def _start(self, request: Request) -> bool:
+        """Run ``request``, if need be in the place of requests that it goes before."""
+        while len(self._running) >= self._max_running or not self._admit(request):
+            victim = self._victim(request)
+            if victim is None:
+                return False
+            self._preempt(victim)
+        tenant = self._tenants[request.tenant]
+        tenant.waiting.remove(request)
+        tenant.running += 1
+        self.num_waiting -= 1
+        insort(self._running, request, key=_rank)
+        return True
+
+    def _victim(self, request: Request) -> Request | None:
+        """The running request that is last to keep its place when ``request`` wants one; None if all go before it."""
+        fair = self._tenants[request.tenant].running + 2
+
+        def must_yield(other: Request) -> bool:
+            if other.priority != request.priority:
+                return other.priority < request.priority
+            return self._tenants[other.tenant].running >= fair
+
+        def last(other: Request) -> tuple[int, int, int]:
+            return -other.priority, self._tenants[other.tenant].running, other.arrival
+
+        return max(filter(must_yield, self._running), key=last, default=None)
 
     def _admit(self, request: Request) -> bool:
         """Give a request its blocks: those of its beginning that are in the cache, and new ones."""
-        found = self._cache.adopt(request.id, self._names(request))
+        names = self._names(request)
+        found = self._cache.adopt(request.id, names)
         spare = self._cache.num_free - self._cache.missing(request.id, len(request.tokens))
         if spare < len(self._running):
             self._cache.release(request.id)
             return False
         self._cache.grow(request.id, len(request.tokens))
         request.num_computed = found * self._cache.block_size
+        for name in names[found:]:
+            self._promised.setdefault(name, request)
         self._count_hit(request)
         return True
+
+    def _is_promised(self, request: Request) -> bool:
+        """Whether a running request, no less important, is about to compute what this one needs next."""
+        names = self._names(request)
+        found = self._cache.find(names)
+        other = self._promised.get(names[found]) if found < len(names) else None
+        return other is not None and other.priority >= request.priority
 
     def _names(self, request: Request) -> list[bytes]:
         """Names of the blocks that a request could share; at least one token is left to compute."""
@@ -151,12 +264,18 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise AssertionError unless queues, tables and counts agree."""
         self._cache.check_integrity()
-        for request in (*self._waiting, *self._running):
+        waiting = [request for tenant in self._tenants.values() for request in tenant.waiting]
+        assert len(waiting) == self.num_waiting, "the waiting are miscounted"
+        for request in (*waiting, *self._running):
             assert 0 <= request.num_computed < len(request.tokens) <= request.max_length, "progress is out of range"
         for request in self._running:
             held = len(self._cache.table(request.id)) * self._cache.block_size
             assert request.num_computed <= held, "computed tokens without blocks"
-        assert all(r.num_computed == 0 for r in self._waiting), "a waiting request keeps computed tokens"
-        for queue in (self._waiting, self._running):
-            arrivals = [request.arrival for request in queue]
-            assert arrivals == sorted(arrivals), "a queue is out of order"
+        assert all(r.num_computed == 0 for r in waiting), "a waiting request keeps computed tokens"
+        for queue in (self._running, *(tenant.waiting for tenant in self._tenants.values())):
+            assert sorted(queue, key=_rank) == queue, "a queue is out of order"
+        for name, tenant in self._tenants.items():
+            assert tenant.waiting or tenant.running, "a tenant without requests"
+            assert tenant.running == sum(r.tenant == name for r in self._running), "a tenant's requests are miscounted"
+            assert all(r.tenant == name for r in tenant.waiting), "a request waits in another's queue"
+        assert all(r in self._running for r in self._promised.values()), "a promise that nobody keeps"

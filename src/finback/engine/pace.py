@@ -1,0 +1,62 @@
+"""How much of a step prompts may take while answers are being written, found by timing the steps.
+
+An answer's reader notices a step's length. Prompt tokens make it longer, by how much depends on the model, the
+machine, the length of the contexts and on who else computes, so it is measured: how long steps without prompt tokens
+take for about so many answers, and what a prompt token adds. Prompts get ``SHARE`` of what the answers need; where
+even the least useful chunk takes more, prompts sit out steps until it is paid back. So the time per token of a
+running answer stays below twice what it is without prompts, on average. What is computed depends on none of this.
+"""
+
+from __future__ import annotations
+
+SHARE = 0.8  # time for prompts, as a part of the time for answers
+LEAST_CHUNK = 16  # tokens; smaller ones waste most of what every step costs
+LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for every chunk
+SMOOTHING = 0.3  # weight of the newest measurement
+STALE_STEPS = 50  # after so many steps with prompts, one without them is timed again
+MOST_DEBT = 8.0  # steps that prompts sit out
+
+
+class Pace:
+    """Learns from timed steps. Invariant: times are of steps with answers only, per answer, by size of the step."""
+
+    def __init__(self, least_chunk: int = LEAST_CHUNK) -> None:
+        self._least_chunk = least_chunk
+        self._answer_s: dict[int, float] = {}  # steps without prompts: bits of the number of answers -> time for each
+        self._prompt_s: float | None = None  # what a prompt token adds
+        self._debt_s = 0.0  # time beyond their share that prompts have taken
+        self._since_alone = 0
+
+    def allowance(self, answers: int) -> int:
+        """Prompt tokens that the next step may compute beside ``answers`` tokens of answers."""
+        known = self._answer_s.get(answers.bit_length())
+        if known is None or self._since_alone >= STALE_STEPS:
+            return 0  # so that the step is timed without prompts
+        if self._debt_s > known * answers * SHARE / 2:
+            return 0
+        if self._prompt_s is None:
+            return self._least_chunk
+        return max(self._least_chunk, int(known * answers * SHARE / self._prompt_s))
+
+    def note(self, answers: int, prompt: int, seconds: float) -> None:
+        """Learn from a step: it computed ``answers`` tokens of answers and ``prompt`` of prompts."""
+        if not answers:
+            return
+        size = answers.bit_length()
+        if not prompt:
+            self._answer_s[size] = _smooth(self._answer_s.get(size), seconds / answers)
+            self._since_alone = 0
+            self._debt_s = max(0.0, self._debt_s - SHARE * seconds)
+        elif size in self._answer_s:
+            alone = self._answer_s[size] * answers
+            added = max(seconds - alone, alone / 1000)
+            self._prompt_s = _smooth(self._prompt_s, added / prompt)
+            self._since_alone += 1
+            self._debt_s = min(max(0.0, self._debt_s + added - SHARE * alone), MOST_DEBT * alone)
+
+
+def _smooth(old: float | None, new: float) -> float:
+    """``old`` moved towards ``new``, which may be far off when something else took the processor."""
+    if old is None:
+        return new
+    return old + SMOOTHING * (min(new, 3 * old) - old)

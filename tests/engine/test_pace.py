@@ -1,0 +1,88 @@
+"""Prompts beside answers: on machines of any speed, answers take less than twice as long as without prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finback.engine.pace import LEAST_CHUNK, Pace
+
+
+def played(pace: Pace, cost: Callable[[int, int], float], answers: int, steps: int) -> tuple[float, int]:
+    """Run steps on a machine where a step takes ``cost(answers, prompt)``: mean seconds, and prompt tokens read."""
+    total, read = 0.0, 0
+    for _ in range(steps):
+        prompt = pace.allowance(answers)
+        pace.note(answers, prompt, cost(answers, prompt))
+        total, read = total + cost(answers, prompt), read + prompt
+    return total / steps, read
+
+
+def test_the_first_step_of_a_size_is_timed_without_prompts() -> None:
+    pace = Pace()
+    assert pace.allowance(8) == 0
+    pace.note(8, 0, 0.02)
+    assert (pace.allowance(8), pace.allowance(9), pace.allowance(16)) == (LEAST_CHUNK, LEAST_CHUNK, 0)
+
+
+def test_steps_without_answers_teach_nothing() -> None:
+    pace = Pace()
+    pace.note(0, 512, 1.0)
+    assert pace.allowance(1) == 0
+
+
+@given(
+    fixed=st.floats(0, 0.2),
+    per_answer=st.floats(0.0005, 0.5),
+    per_prompt=st.floats(0.00005, 0.05),
+    per_chunk=st.floats(0, 0.05),
+    answers=st.integers(1, 64),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_answers_take_less_than_twice_as_long(
+    fixed: float, per_answer: float, per_prompt: float, per_chunk: float, answers: int
+) -> None:
+    def cost(answers: int, prompt: int) -> float:
+        return fixed + per_answer * answers + per_prompt * prompt + (per_chunk if prompt else 0.0)
+
+    alone = cost(answers, 0)
+    pace = Pace()
+    played(pace, cost, answers, 50)
+    mean, read = played(pace, cost, answers, 500)
+    assert read > 0
+    # The least chunk is computed now and then, however dear it is.
+    dear = cost(answers, LEAST_CHUNK) > 5 * alone
+    assert mean < (2.0 * alone if not dear else cost(answers, LEAST_CHUNK))
+    share = (mean - alone) / alone
+    assert share > 0.5
+
+
+def test_it_follows_a_machine_that_becomes_slower() -> None:
+    pace = Pace()
+    played(pace, lambda answers, prompt: 0.02 + 0.001 * prompt, 8, 100)
+    mean, _ = played(pace, lambda answers, prompt: 0.06 + 0.003 * prompt, 8, 400)
+    assert mean < 2 * 0.06
+
+
+def test_one_slow_step_does_not_stop_prompts_for_long() -> None:
+    pace = Pace()
+    played(pace, lambda answers, prompt: 0.02 + 0.001 * prompt, 8, 100)
+    pace.note(8, 16, 90.0)
+    _, read = played(pace, lambda answers, prompt: 0.02 + 0.001 * prompt, 8, 100)
+    assert read > 100 * 16 * 0.3
+
+
+@pytest.mark.parametrize("answers", [1, 8])
+def test_a_least_chunk_that_is_too_dear_is_paid_back(answers: int) -> None:
+    pace = Pace(least_chunk=128)
+
+    def cost(answers: int, prompt: int) -> float:
+        return 0.1 * answers + (0.4 * answers if prompt else 0)
+
+    played(pace, cost, answers, 20)
+    mean, read = played(pace, cost, answers, 200)
+    assert mean < 2 * 0.1 * answers
+    assert read >= 30 * 128
