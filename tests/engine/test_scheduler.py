@@ -124,7 +124,7 @@ def test_removing_waiting_and_running_requests() -> None:
 
 
 def test_prompts_get_what_answers_allow() -> None:
-    scheduler = make(blocks=64, budget=20, allowance=lambda answers: 3 * answers - 3)
+    scheduler = make(blocks=64, budget=20, allowance=lambda answers, prompts: 3 * answers - 3)
     scheduler.add(request("a", 4, answer=20))
     assert step(scheduler) == [("a", 0, 4)]
     scheduler.add(request("b", 18, answer=20))

@@ -38,15 +38,20 @@ class Load:
     batch: int
     repeats: int
 
-    def answer(self, batch_tokens: int) -> int:
-        """Tokens that a sequence may write: the first to be ready writes on while the others are still brought to
-        their depth, and all must go on writing until the clock stops.
+    @property
+    def answer(self) -> int:
+        """Tokens that a sequence may write: the first to be ready writes on while the others read what the cache does
+        not hold of their prompts, and all must go on writing until the clock stops.
         """
-        return self.gen + 2 + self.batch * max(self.depth, 1) // batch_tokens + self.batch
+        from finback.engine.memory import BLOCK_SIZE
+        from finback.engine.pace import LEAST_CHUNK
 
-    def context(self, batch_tokens: int) -> int:
+        return self.gen + 16 + self.batch * (1 + BLOCK_SIZE // LEAST_CHUNK)
+
+    @property
+    def context(self) -> int:
         """Tokens that the longest sequence needs."""
-        return max(self.depth, 1) + max(self.prompt, self.answer(batch_tokens)) + 1
+        return max(self.depth, 1) + max(self.prompt, self.answer) + 1
 
 
 def bench(
@@ -86,13 +91,14 @@ def _fitting(name: str, work: Load, settings: Settings) -> Settings:
     from finback.hub import resolve
 
     longest = facts_of(resolve(name, settings), settings).config.max_position_embeddings
-    context = work.context(settings.batch_tokens)
+    context = work.context
     if context > longest:
         raise InvalidRequest(
             f"the load needs {context} tokens of context, the model has {longest}",
             hint="lower --depth, --prompt, --gen or --batch",
         )
-    return settings.override(context=context, max_requests=work.batch)
+    # All prompts of a batch stay in the cache, so that the sequences can start together.
+    return settings.override(context=context, max_requests=work.batch, prefix_cache_mib=1 << 24)
 
 
 def measure(name: str, work: Load, settings: Settings, load: Any) -> dict[str, Any]:
@@ -134,13 +140,13 @@ class _Timer:
 
     def warm_up(self) -> None:
         """Bring the weights into memory and the processor to its speed; not timed."""
-        self._add(min(self._work.prompt, 64), 4)
+        self._add(self._tokens(min(self._work.prompt, 64)), 4)
         self._finish()
 
     def prefill(self) -> float:
         """Tokens per second of reading a prompt, up to and with the first token of the answer."""
         total, before = self._work.depth + self._work.prompt, self.prefill_depth
-        self._add(total, 1)
+        self._add(self._tokens(total), 1)
         for _ in range(before // self._engine.settings.batch_tokens):
             self._engine.step()
         started = time.perf_counter()
@@ -149,8 +155,11 @@ class _Timer:
 
     def decode(self) -> float:
         """Tokens per second of writing, over all sequences."""
-        answer = self._work.answer(self._engine.settings.batch_tokens)
-        names = [self._add(max(self._work.depth, 1), answer) for _ in range(self._work.batch)]
+        prompts = [self._tokens(max(self._work.depth, 1)) for _ in range(self._work.batch)]
+        for prompt in prompts:
+            self._add(prompt, 1)
+        self._finish()
+        names = [self._add(prompt, self._work.answer) for prompt in prompts]
         waiting = set(names)
         while waiting:
             waiting -= {output.request_id for output in self._engine.step() if output.tokens}
@@ -164,12 +173,14 @@ class _Timer:
         self._finish()
         return written / passed
 
-    def _add(self, tokens: int, answer: int) -> str:
+    def _tokens(self, count: int) -> list[int]:
+        return [self._random.randrange(self._vocabulary) for _ in range(count)]
+
+    def _add(self, prompt: list[int], answer: int) -> str:
         from finback.engine.request import SamplingParams
 
         self._count += 1
         name = f"bench-{self._count}"
-        prompt = [self._random.randrange(self._vocabulary) for _ in range(tokens)]
         self._engine.add(name, prompt, SamplingParams(max_tokens=answer, temperature=0.0, ignore_eos=True))
         return name
 

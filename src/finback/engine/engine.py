@@ -166,7 +166,7 @@ class Engine:
         plan = self._scheduler.schedule()
         if not plan:
             return told
-        began = time.perf_counter()
+        began = time.monotonic()
         try:
             logits = runner.run(plan)
         except Exception as error:  # whatever a model raises ends these requests, and the engine goes on
@@ -180,7 +180,7 @@ class Engine:
                 told.append(self._advance(work, next(rows)))
             else:
                 self._scheduler.commit(work)
-        self._pace.note(answers, prompt, time.perf_counter() - began)
+        self._pace.note(answers, prompt, time.monotonic() - began)
         return told
 
     def logits(

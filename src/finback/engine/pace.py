@@ -2,14 +2,16 @@
 
 An answer's reader notices a step's length. Prompt tokens make it longer, by how much depends on the model, the
 machine, the length of the contexts and on who else computes, so it is measured: how long steps without prompt tokens
-take for about so many answers, and what a prompt token adds. Prompts get ``SHARE`` of what the answers need; where
-even the least useful chunk takes more, prompts sit out steps until it is paid back. So the time per token of a
-running answer stays below twice what it is without prompts, on average. What is computed depends on none of this.
+take for about so many answers, and what a prompt token adds. Prompts get ``SHARE`` of what the answers need, so that
+the time per token of a running answer stays below twice what it is without prompts, on average. When more requests
+read than write, each claims as much as the first: else prompts would trickle in beside a few answers, and
+machines are at their best with many. Where even the least useful chunk takes more than its share, prompts sit out
+steps until it is paid back. What is computed depends on none of this.
 """
 
 from __future__ import annotations
 
-SHARE = 0.8  # time for prompts, as a part of the time for answers
+SHARE = 0.8  # least time for prompts, as a part of the time for answers
 LEAST_CHUNK = 16  # tokens; smaller ones waste most of what every step costs
 LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for every chunk
 SMOOTHING = 0.3  # weight of the newest measurement
@@ -24,19 +26,21 @@ class Pace:
         self._least_chunk = least_chunk
         self._answer_s: dict[int, float] = {}  # steps without prompts: bits of the number of answers -> time for each
         self._prompt_s: float | None = None  # what a prompt token adds
+        self._share = SHARE
         self._debt_s = 0.0  # time beyond their share that prompts have taken
         self._since_alone = 0
 
-    def allowance(self, answers: int) -> int:
-        """Prompt tokens that the next step may compute beside ``answers`` tokens of answers."""
+    def allowance(self, answers: int, prompts: int) -> int:
+        """Tokens of ``prompts`` prompts that the next step may compute beside one of each of ``answers`` answers."""
+        self._share = SHARE * max(1.0, prompts / answers)
         known = self._answer_s.get(answers.bit_length())
         if known is None or self._since_alone >= STALE_STEPS:
             return 0  # so that the step is timed without prompts
-        if self._debt_s > known * answers * SHARE / 2:
+        if self._debt_s > known * answers * self._share / 2:
             return 0
         if self._prompt_s is None:
             return self._least_chunk
-        return max(self._least_chunk, int(known * answers * SHARE / self._prompt_s))
+        return max(self._least_chunk, int(known * answers * self._share / self._prompt_s))
 
     def note(self, answers: int, prompt: int, seconds: float) -> None:
         """Learn from a step: it computed ``answers`` tokens of answers and ``prompt`` of prompts."""
@@ -46,13 +50,13 @@ class Pace:
         if not prompt:
             self._answer_s[size] = _smooth(self._answer_s.get(size), seconds / answers)
             self._since_alone = 0
-            self._debt_s = max(0.0, self._debt_s - SHARE * seconds)
+            self._debt_s = max(0.0, self._debt_s - self._share * seconds)
         elif size in self._answer_s:
             alone = self._answer_s[size] * answers
             added = max(seconds - alone, alone / 1000)
             self._prompt_s = _smooth(self._prompt_s, added / prompt)
             self._since_alone += 1
-            self._debt_s = min(max(0.0, self._debt_s + added - SHARE * alone), MOST_DEBT * alone)
+            self._debt_s = min(max(0.0, self._debt_s + added - self._share * alone), MOST_DEBT * alone)
 
 
 def _smooth(old: float | None, new: float) -> float:

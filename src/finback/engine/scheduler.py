@@ -59,7 +59,7 @@ def _rank(request: Request) -> tuple[int, int]:
     return -request.priority, request.arrival
 
 
-def _no_bound(answers: int) -> int:
+def _no_bound(answers: int, prompts: int) -> int:
     return 1 << 30
 
 
@@ -72,9 +72,9 @@ class Scheduler:
         *,
         batch_tokens: int,
         max_requests: int,
-        allowance: Callable[[int], int] = _no_bound,
+        allowance: Callable[[int, int], int] = _no_bound,
     ) -> None:
-        """``allowance(n)``: prompt tokens that may be computed beside ``n`` tokens of answers."""
+        """``allowance(m, n)``: prompt tokens of ``n`` requests that may be computed beside ``m`` tokens of answers."""
         self._cache = cache
         self._batch_tokens = batch_tokens
         # Each running answer needs a token of every step's budget: never run more than can be served.
@@ -126,9 +126,10 @@ class Scheduler:
         self._admit_waiting()
         plan = [self._work(request, 1) for request in self._running if request.num_pending == 1]
         budget = self._batch_tokens - len(plan)
-        if plan:
-            budget = min(budget, self._allowance(len(plan)))
-        for request in sorted((r for r in self._running if r.num_pending > 1), key=self._turn_to_read):
+        reading = sorted((r for r in self._running if r.num_pending > 1), key=self._turn_to_read)
+        if plan and reading:
+            budget = min(budget, self._allowance(len(plan), len(reading)))
+        for request in reading:
             if budget <= 0:
                 break
             count = min(request.num_pending, budget)
