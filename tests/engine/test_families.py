@@ -18,6 +18,7 @@ from finback.weights.config import ModelConfig
 from finback.weights.pack import load_weights
 from tests.conftest import ByteTokenizer
 from tests.engine.collect import finish
+from tests.engine.test_speculation import Prompter
 from tests.weights.tiny import FAMILIES, VOCAB_SIZE, write_tiny_folder
 
 PROMPT = [(37 * i) % (VOCAB_SIZE - 10) + 5 for i in range(75)]  # more than a block
@@ -116,6 +117,50 @@ def test_keys_and_values_do_not_depend_on_roles(engine_of: Callable[..., Engine]
     engine = engine_of()
     same = np.array_equal(engine.logits(PROMPT), engine.logits(PROMPT, prompt=30))
     assert same == (not model.config.is_mla)
+
+
+def test_sixty_four_at_once_answer_as_each_alone(engine_of: Callable[..., Engine]) -> None:
+    """Shared beginnings, guesses, tenants, priorities, preemption and small steps at once change no token."""
+    requests = [
+        (
+            f"r{i}",
+            PROMPT[: (0, 64, 70)[i % 3]] + [(5 * i) % 90 + 3, 8, 9, 10] * (1 + i % 4),
+            SamplingParams(
+                seed=i,
+                max_tokens=4 + 11 * i % 40,
+                temperature=(0, 0.3, 1.0)[i % 3],
+                frequency_penalty=0.5 if i % 7 == 0 else 0.0,
+                ignore_eos=True,
+            ),
+        )
+        for i in range(64)
+    ]
+    alone = engine_of(prefix_cache_mib=0, draft_tokens=0)
+    expected = {}
+    for name, prompt, params in requests[::4]:
+        alone.add(name, prompt, params)
+        expected[name] = finish(alone)[name].tokens
+    for options in ({}, {"blocks": 20, "context": 200, "batch_tokens": 70}):
+        engine = engine_of(**options)
+        for i, (name, prompt, params) in enumerate(requests):
+            engine.add(name, prompt, params, tenant=f"t{i % 3}", priority=i % 2)
+        results = finish(engine)
+        assert {name: results[name].tokens for name in expected} == expected
+        stats = engine.stats()
+        assert stats.prefix_hit_tokens > 0
+        assert stats.blocks_free + stats.blocks_cached == stats.blocks_total
+        assert stats.preemptions > 0 or not options
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_guesses_change_no_token(engine_of: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    plain = tokens_of(engine_of(draft_tokens=0))
+    monkeypatch.setattr("finback.engine.scheduler.worth_drafting", lambda chance, most, *_: most)
+    engine = engine_of(draft_tokens=most)
+    engine.add("it", PROMPT, PARAMS)
+    engine._running["it"].request.drafter = Prompter(PROMPT + plain)
+    assert finish(engine)["it"].tokens == plain
+    assert engine.stats().draft_tokens_kept > 3
 
 
 def test_logits_do_not_depend_on_chunks_or_threads(engine_of: Callable[..., Engine]) -> None:

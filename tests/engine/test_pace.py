@@ -25,7 +25,21 @@ def test_the_first_step_of_a_size_is_timed_without_prompts() -> None:
     pace = Pace()
     assert pace.allowance(8, 1) == 0
     pace.note(8, 0, 0.02)
-    assert (pace.allowance(8, 1), pace.allowance(9, 1), pace.allowance(16, 1)) == (LEAST_CHUNK, LEAST_CHUNK, 0)
+    assert (pace.allowance(8, 1), pace.allowance(9, 1)) == (LEAST_CHUNK, 0)
+    pace.note(40, 0, 0.02)
+    assert (pace.allowance(33, 1), pace.allowance(64, 1), pace.allowance(65, 1)) == (LEAST_CHUNK, LEAST_CHUNK, 0)
+
+
+def test_the_time_of_a_step_is_guessed_from_smaller_ones() -> None:
+    pace = Pace()
+    assert pace.seconds(2) > pace.seconds(1) > 0
+    pace.note(1, 0, 0.01)
+    pace.note(4, 0, 0.02)
+    assert pace.seconds(1) == pytest.approx(0.01)
+    assert 0.01 < pace.seconds(2) < pace.seconds(3) < pace.seconds(4) == pytest.approx(0.02)
+    assert pace.seconds(5) > pace.seconds(4)
+    pace.note(30, 0, 0.3)
+    assert pace.seconds(20) == pytest.approx(0.2)
 
 
 def test_steps_without_answers_teach_nothing() -> None:

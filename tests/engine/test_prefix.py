@@ -76,6 +76,28 @@ def test_an_answer_is_a_prompt_later_only_where_roles_do_not_matter(make_engine:
     assert found == 0  # the first block holds tokens of the answer
 
 
+def test_samples_of_one_prompt_compute_it_once(make_engine: MakeEngine) -> None:
+    """As a server does for n > 1: all are added at once, the first one computes, the others wait for its blocks."""
+    model = TinyModel()
+    engine = make_engine(model, batch_tokens=50)
+    for i in range(4):
+        engine.add(f"r{i}", SYSTEM, SamplingParams(seed=i, max_tokens=5))
+    results = finish(engine)
+    assert [results[f"r{i}"].usage for i in range(4)] == [Usage(200, 5, 0)] + [Usage(200, 5, 192)] * 3
+    assert engine.stats().prompt_tokens == 200 + 3 * 8
+    for i in range(4):
+        assert results[f"r{i}"].tokens == ask(make_engine(), SYSTEM, seed=i).tokens
+
+
+def test_without_a_cache_nobody_waits_for_another(make_engine: MakeEngine) -> None:
+    model = TinyModel()
+    engine = make_engine(model, prefix_cache_mib=0)
+    for i in range(2):
+        engine.add(f"r{i}", SYSTEM, SamplingParams(seed=i, max_tokens=5))
+    engine.step()
+    assert [batch.rows for batch in model.batches] == [400]
+
+
 def test_an_aborted_prompt_leaves_what_it_had_computed(make_engine: MakeEngine) -> None:
     engine = make_engine(batch_tokens=100)
     engine.add("gone", SYSTEM, SamplingParams())

@@ -15,9 +15,26 @@ from finback.engine.scheduler import Scheduler, Work
 BLOCK = 4
 
 
+class Unbounded:
+    """A clock for which time does not matter."""
+
+    def allowance(self, answers: int, prompts: int) -> int:
+        return 1 << 30
+
+    def seconds(self, answers: int) -> float:
+        return 1.0 + 0.01 * answers
+
+
+class Strict(Unbounded):
+    """A clock that lets many answers take many prompt tokens along."""
+
+    def allowance(self, answers: int, prompts: int) -> int:
+        return 3 * answers - 3
+
+
 def make(blocks: int = 16, budget: int = 8, requests: int = 4, most_kept: int = 0, **options: Any) -> Scheduler:
     cache = KVCache(blocks, BLOCK, most_kept=most_kept)
-    return Scheduler(cache, batch_tokens=budget, max_requests=requests, **options)
+    return Scheduler(cache, batch_tokens=budget, max_requests=requests, **{"clock": Unbounded(), **options})
 
 
 def request(name: str, prompt: int, answer: int = 4, **fields: Any) -> Request:
@@ -28,7 +45,7 @@ def step(scheduler: Scheduler) -> list[tuple[str, int, int]]:
     """Run a step as the engine does, with a token for each request that is complete."""
     plan = scheduler.schedule()
     for work in plan:
-        completes = work.completes
+        completes = bool(work.num_choices)
         work.request.tokens += [2] * completes
         scheduler.commit(work)
         if completes and len(work.request.tokens) == work.request.max_length:
@@ -124,7 +141,7 @@ def test_removing_waiting_and_running_requests() -> None:
 
 
 def test_prompts_get_what_answers_allow() -> None:
-    scheduler = make(blocks=64, budget=20, allowance=lambda answers, prompts: 3 * answers - 3)
+    scheduler = make(blocks=64, budget=20, clock=Strict())
     scheduler.add(request("a", 4, answer=20))
     assert step(scheduler) == [("a", 0, 4)]
     scheduler.add(request("b", 18, answer=20))
@@ -234,7 +251,7 @@ class EngineLife(RuleBasedStateMachine):
         super().__init__()
         self.cache = KVCache(num_blocks=self.CONTEXT // BLOCK + 3, block_size=BLOCK, most_kept=4)
         self.budget = 6
-        self.scheduler = Scheduler(self.cache, batch_tokens=self.budget, max_requests=4)
+        self.scheduler = Scheduler(self.cache, batch_tokens=self.budget, max_requests=4, clock=Unbounded())
         self.live: list[Request] = []
         self.count = 0
 
@@ -278,7 +295,7 @@ class EngineLife(RuleBasedStateMachine):
         assert writing <= {work.request.id for work in plan}, "an answer is kept waiting"
         for work in plan:
             self.check_work(work)
-            completes = work.completes
+            completes = bool(work.num_choices)
             work.request.tokens += [1] * completes
             self.scheduler.commit(work)
             if completes and len(work.request.tokens) == work.request.max_length:

@@ -5,5 +5,6 @@ kv_cache     which block belongs to whom (integers)                     memory  
 runner       from a schedule to arrays; owns the cache's memory         sampler    from logits to a token
 answer       from tokens to text, up to a stop string                   engine     add, abort, step
 defaults     the settings that a model's makers publish                 turns      one engine for several threads
-stats        what was done, in numbers                                  pace       how much prompts may slow answers
+stats        what was done, in numbers                                  pace       what steps of each size take
+speculation  guessing ahead what an answer repeats
 """

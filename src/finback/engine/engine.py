@@ -22,10 +22,20 @@ from finback.engine.answer import Answer
 from finback.engine.kv_cache import BlockNames, KVCache, root_name
 from finback.engine.memory import BLOCK_SIZE, CachePlan, memory_for_cache, plan_cache
 from finback.engine.pace import LEAST_CHUNK, LEAST_CHUNK_LATENT, Pace
-from finback.engine.request import MAX_PRIORITY, FinishReason, Request, SamplingParams, StepOutput, Usage, check_whole
+from finback.engine.request import (
+    MAX_PRIORITY,
+    FinishReason,
+    Request,
+    SamplingParams,
+    StepOutput,
+    TokenLogprob,
+    Usage,
+    check_whole,
+)
 from finback.engine.runner import Runner
 from finback.engine.sampler import Sampler
 from finback.engine.scheduler import Scheduler, Work
+from finback.engine.speculation import Drafter
 from finback.engine.stats import EngineStats, Rate
 from finback.errors import EngineError, InvalidRequest, PromptTooLong, QueueFull
 
@@ -67,7 +77,8 @@ class Engine:
             self._kv_cache,
             batch_tokens=settings.batch_tokens,
             max_requests=settings.max_requests,
-            allowance=self._pace.allowance,
+            clock=self._pace,
+            most_drafts=settings.draft_tokens,
         )
         self._runner: Runner | None = Runner(model, plan)
         self._running: dict[str, _Running] = {}
@@ -75,6 +86,7 @@ class Engine:
         self._steps = 0
         self._prompt_tokens = 0
         self._output_tokens = Rate()
+        self._drafts = self._drafts_kept = 0
         self._ended = Rate()
         self._eos_ids = frozenset(tokenizer.eos_ids) | frozenset(model.config.eos_token_ids)
 
@@ -142,6 +154,7 @@ class Engine:
             tenant=tenant,
             priority=priority,
             names=self._names(tenant, len(tokens)),
+            drafter=Drafter() if self.settings.draft_tokens else None,
         )
         seed = secrets.randbits(64) if params.seed is None else params.seed
         self._running[request_id] = _Running(
@@ -170,14 +183,14 @@ class Engine:
         try:
             logits = runner.run(plan)
         except Exception as error:  # whatever a model raises ends these requests, and the engine goes on
-            return told + [self._fail(work.request, error) for work in plan]
-        answers = sum(work.request.num_pending == 1 for work in plan)
+            return told + [self._fail(StepOutput(work.request.id), error) for work in plan]
+        answers = sum(work.stop - work.start for work in plan if work.request.num_pending == 1)
         prompt = sum(work.stop - work.start for work in plan) - answers
         self._count(plan)
-        rows = iter(logits)
         for work in plan:
-            if work.completes:
-                told.append(self._advance(work, next(rows)))
+            mine, logits = np.split(logits, [work.num_choices])
+            if len(mine):
+                told.append(self._advance(work, mine))
             else:
                 self._scheduler.commit(work)
         self._pace.note(answers, prompt, time.monotonic() - began)
@@ -226,6 +239,8 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens.total,
             output_tokens_per_s=self._output_tokens.per_s,
+            draft_tokens=self._drafts,
+            draft_tokens_kept=self._drafts_kept,
         )
 
     def check_integrity(self) -> None:
@@ -241,26 +256,38 @@ class Engine:
     def _count(self, plan: list[Work]) -> None:
         self._steps += 1
         self._prompt_tokens += sum(max(0, min(w.stop, w.request.num_prompt) - w.start) for w in plan)
-        self._output_tokens.add(sum(w.completes for w in plan))
+        self._drafts += sum(len(w.drafts) for w in plan)
 
     def _advance(self, work: Work, logits: NDArray[np.float32]) -> StepOutput:
-        """Choose the next token of a request and tell it."""
-        request = work.request
-        running = self._running[request.id]
-        try:
-            token, logprob = running.sampler.choose(logits, request.tokens)
-        except EngineError as error:
-            return self._fail(request, error)
-        request.tokens.append(token)
+        """Choose a request's next tokens, as long as the drafts were right, and tell them."""
+        running = self._running[work.request.id]
+        output, reason = StepOutput(work.request.id), None
+        for row, draft in zip(logits, (*work.drafts, None), strict=True):
+            try:
+                token, logprob = running.sampler.choose(row, work.request.tokens)
+            except EngineError as error:
+                return self._fail(output, error)
+            output, reason = self._take(running, output, token, logprob)
+            if reason is not None or token != draft:
+                break
+            self._drafts_kept += 1
+        self._output_tokens.add(len(output.tokens))
         self._scheduler.commit(work)
-        logprobs = None if logprob is None else (logprob,)
+        return output if reason is None else self._end(running, reason, output)
+
+    def _take(
+        self, running: _Running, output: StepOutput, token: int, logprob: TokenLogprob | None
+    ) -> tuple[StepOutput, FinishReason | None]:
+        """Add a chosen token to a request and to its output; says whether the answer ends with it."""
+        tokens = running.request.tokens
+        tokens.append(token)
         stopped = token in running.stop_ids
-        output = StepOutput(request.id, (token,), "" if stopped else running.answer.push(token), logprobs)
+        text = "" if stopped else running.answer.push(token)
+        logprobs = None if logprob is None else (*(output.logprobs or ()), logprob)
+        output = output._replace(tokens=(*output.tokens, token), text=output.text + text, logprobs=logprobs)
         if stopped or running.answer.stopped:
-            return self._end(running, "stop", output)
-        if len(request.tokens) == request.max_length:
-            return self._end(running, "length", output)
-        return output
+            return output, "stop"
+        return output, "length" if len(tokens) == running.request.max_length else None
 
     def _end(self, running: _Running, reason: FinishReason, output: StepOutput) -> StepOutput:
         """Forget a request, and complete its last output."""
@@ -274,11 +301,11 @@ class Engine:
         usage = Usage(request.num_prompt, request.num_generated, request.num_cached or 0)
         return output._replace(text=text, finish_reason=reason, usage=usage)
 
-    def _fail(self, request: Request, cause: Exception) -> StepOutput:
+    def _fail(self, output: StepOutput, cause: Exception) -> StepOutput:
         error = cause if isinstance(cause, EngineError) else EngineError(f"the step failed: {cause}")
         if error is not cause:
             error.__cause__ = cause
-        return self._end(self._running[request.id], "error", StepOutput(request.id, error=error))
+        return self._end(self._running[output.request_id], "error", output._replace(error=error))
 
     def _check_queue(self, tenant: str) -> None:
         if self._scheduler.share_of_queue(tenant, self.settings.max_queue) > 0:
@@ -290,11 +317,11 @@ class Engine:
             hint="ask again later, or let more of them wait (max_queue)",
         )
 
-    def _names(self, tenant: str, num_prompt: int) -> BlockNames:
+    def _names(self, tenant: str, num_prompt: int) -> BlockNames | None:
         # Latent attention takes another form for tokens that the model wrote, and its results differ in the last bits:
         # an answer's blocks are then no prompt's blocks, even of the same text. Elsewhere the role changes nothing.
         border = num_prompt if self.config.is_mla else None
-        return BlockNames(root_name(self._secret, tenant), BLOCK_SIZE, border)
+        return BlockNames(root_name(self._secret, tenant), BLOCK_SIZE, border) if self.plan.most_kept else None
 
     def _open_runner(self) -> Runner:
         if self._runner is None:

@@ -16,7 +16,9 @@ LEAST_CHUNK = 16  # tokens; smaller ones waste most of what every step costs
 LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for every chunk
 SMOOTHING = 0.3  # weight of the newest measurement
 STALE_STEPS = 50  # after so many steps with prompts, one without them is timed again
+EXACT = 16  # steps of up to so many tokens of answers are timed each by itself
 MOST_DEBT = 8.0  # steps that prompts sit out
+UNKNOWN_ROW = 0.3  # what a row more is taken to cost, as a part of a row's time, before it was ever timed
 
 
 class Pace:
@@ -24,7 +26,7 @@ class Pace:
 
     def __init__(self, least_chunk: int = LEAST_CHUNK) -> None:
         self._least_chunk = least_chunk
-        self._answer_s: dict[int, float] = {}  # steps without prompts: bits of the number of answers -> time for each
+        self._answer_s: dict[int, float] = {}  # steps without prompts: size class -> time for each of its tokens
         self._prompt_s: float | None = None  # what a prompt token adds
         self._share = SHARE
         self._debt_s = 0.0  # time beyond their share that prompts have taken
@@ -33,7 +35,7 @@ class Pace:
     def allowance(self, answers: int, prompts: int) -> int:
         """Tokens of ``prompts`` prompts that the next step may compute beside one of each of ``answers`` answers."""
         self._share = SHARE * max(1.0, prompts / answers)
-        known = self._answer_s.get(answers.bit_length())
+        known = self._answer_s.get(_size_class(answers))
         if known is None or self._since_alone >= STALE_STEPS:
             return 0  # so that the step is timed without prompts
         if self._debt_s > known * answers * self._share / 2:
@@ -42,11 +44,20 @@ class Pace:
             return self._least_chunk
         return max(self._least_chunk, int(known * answers * self._share / self._prompt_s))
 
+    def seconds(self, answers: int) -> float:
+        """What a step of ``answers`` tokens of answers takes, without prompts: measured, else guessed from fewer."""
+        for size in range(_size_class(answers), 0, -1):
+            known = self._answer_s.get(size)
+            if known is not None:
+                timed = min(answers, _largest_of(size))
+                return known * (timed + UNKNOWN_ROW * (answers - timed))
+        return UNKNOWN_ROW * answers
+
     def note(self, answers: int, prompt: int, seconds: float) -> None:
         """Learn from a step: it computed ``answers`` tokens of answers and ``prompt`` of prompts."""
         if not answers:
             return
-        size = answers.bit_length()
+        size = _size_class(answers)
         if not prompt:
             self._answer_s[size] = _smooth(self._answer_s.get(size), seconds / answers)
             self._since_alone = 0
@@ -57,6 +68,15 @@ class Pace:
             self._prompt_s = _smooth(self._prompt_s, added / prompt)
             self._since_alone += 1
             self._debt_s = min(max(0.0, self._debt_s + added - self._share * alone), MOST_DEBT * alone)
+
+
+def _size_class(answers: int) -> int:
+    """Steps of about so many tokens are timed together: small ones each by itself, large ones by powers of two."""
+    return answers if answers <= EXACT else EXACT + (answers - 1).bit_length()
+
+
+def _largest_of(size: int) -> int:
+    return size if size <= EXACT else 1 << (size - EXACT)
 
 
 def _smooth(old: float | None, new: float) -> float:

@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 from finback.engine.kv_cache import BlockNames
+from finback.engine.speculation import Drafter
 from finback.errors import EngineError, InvalidRequest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -135,6 +136,7 @@ class Request:
     arrival: int = 0  # smaller: came earlier
     num_computed: int = 0  # tokens whose keys and values are in the cache
     names: BlockNames | None = None  # of its blocks, if it shares them
+    drafter: Drafter | None = None  # guesses its tokens, if it may
     num_cached: int | None = None  # tokens found in the cache when it was first admitted
 
     @property

@@ -27,7 +27,7 @@ class Runner:
         self._cache = _allocate(model, plan)
 
     def run(self, plan: Sequence[Work], *, every_row: bool = False) -> NDArray[np.float32]:
-        """Logits of the last row of each work that completes its request, in order; of every row if asked."""
+        """Logits of the rows after which a token is chosen, in order; of every row if asked."""
         batch = build_batch(plan, every_row=every_row)
         return self.model.forward(batch, self._cache)
 
@@ -54,15 +54,14 @@ def build_batch(plan: Sequence[Work], *, every_row: bool = False) -> Batch:
     positions: list[int] = []
     seq_ids: list[int] = []
     slots: list[int] = []
-    last_rows: list[int] = []
+    last_rows: list[int] = []  # of each work: those after which a token is chosen
     for seq, work in enumerate(plan):
         span = range(work.start, work.stop)
-        tokens += work.request.tokens[work.start : work.stop]
+        tokens += work.tokens
         positions += span
         seq_ids += [seq] * len(span)
         slots += [work.blocks[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for at in span]
-        if work.completes:
-            last_rows.append(len(tokens) - 1)
+        last_rows += range(len(tokens) - work.num_choices, len(tokens))
     return Batch(
         tokens=np.array(tokens, np.int64),
         positions=np.array(positions, np.int32),

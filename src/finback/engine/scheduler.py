@@ -5,9 +5,10 @@ the total under a token budget. A prompt that is cut into chunks, an answer that
 request that is computed anew after it lost its blocks are all the same subtraction
 (:attr:`Request.num_pending`).
 
-Answers come first: a request that lacks one token gets it in every step. What the step has left for prompts is
-bounded by ``allowance``, so that a long prompt slows answers down but never stops them. Prompts are read in order of
-priority, then of what their tenant was served so far, then of arrival.
+Answers come first: a request that lacks one token gets it in every step, with guessed tokens behind it where that
+pays (:mod:`finback.engine.speculation`). What the step has left for prompts is bounded by the clock, so that a long
+prompt slows answers down but never stops them. Prompts are read in order of priority, then of what their tenant was
+served so far, then of arrival.
 
 A request is admitted when there are blocks for every token that it has; the blocks of a beginning that is in the
 cache already are shared instead of computed, except for the last token, whose logits are wanted. A request whose next
@@ -23,26 +24,32 @@ from __future__ import annotations
 
 from array import array
 from bisect import insort
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from finback.engine.kv_cache import KVCache
 from finback.engine.request import Request
+from finback.engine.speculation import worth_drafting
 
 
 class Work(NamedTuple):
-    """One request's share of a step: compute ``tokens[start:stop]`` into ``blocks``."""
+    """One request's share of a step: compute positions ``start`` to ``stop`` into ``blocks``."""
 
     request: Request
     start: int
     stop: int
     blocks: array[int]
+    drafts: tuple[int, ...] = ()  # guessed tokens behind the request's own
 
     @property
-    def completes(self) -> bool:
-        """Whether the step computes the request's last token, so that the next one can be chosen."""
-        return self.stop == len(self.request.tokens)
+    def tokens(self) -> list[int]:
+        """What is computed."""
+        return [*self.request.tokens[self.start : self.stop], *self.drafts]
+
+    @property
+    def num_choices(self) -> int:
+        """Tokens that can be chosen after the step: the one after the request's last, and one after each draft."""
+        return 1 + len(self.drafts) if self.stop >= len(self.request.tokens) else 0
 
 
 @dataclass(slots=True)
@@ -59,8 +66,14 @@ def _rank(request: Request) -> tuple[int, int]:
     return -request.priority, request.arrival
 
 
-def _no_bound(answers: int, prompts: int) -> int:
-    return 1 << 30
+class Clock(Protocol):
+    """What the scheduler wants to know about time."""
+
+    def allowance(self, answers: int, prompts: int) -> int:
+        """Tokens of ``prompts`` prompts that may be computed beside ``answers`` tokens of answers."""
+
+    def seconds(self, answers: int) -> float:
+        """What a step of ``answers`` tokens of answers takes."""
 
 
 class Scheduler:
@@ -72,14 +85,16 @@ class Scheduler:
         *,
         batch_tokens: int,
         max_requests: int,
-        allowance: Callable[[int, int], int] = _no_bound,
+        clock: Clock,
+        most_drafts: int = 0,
     ) -> None:
-        """``allowance(m, n)``: prompt tokens of ``n`` requests that may be computed beside ``m`` tokens of answers."""
+        """``most_drafts``: tokens of one request that are guessed for one step, at most."""
         self._cache = cache
         self._batch_tokens = batch_tokens
         # Each running answer needs a token of every step's budget: never run more than can be served.
         self._max_running = min(max_requests, batch_tokens)
-        self._allowance = allowance
+        self._clock = clock
+        self._most_drafts = most_drafts
         self._tenants: dict[str, _Tenant] = {}
         self._running: list[Request] = []  # best rank first
         self._promised: dict[bytes, Request] = {}  # name of a block -> the running request that will fill it
@@ -124,11 +139,12 @@ class Scheduler:
         """Choose the next step's work within the budget: answers, then prompts."""
         self._extend_running()
         self._admit_waiting()
-        plan = [self._work(request, 1) for request in self._running if request.num_pending == 1]
-        budget = self._batch_tokens - len(plan)
+        plan = self._answers()
+        rows = sum(work.stop - work.start for work in plan)
+        budget = self._batch_tokens - rows
         reading = sorted((r for r in self._running if r.num_pending > 1), key=self._turn_to_read)
         if plan and reading:
-            budget = min(budget, self._allowance(len(plan), len(reading)))
+            budget = min(budget, self._clock.allowance(rows, len(reading)))
         for request in reading:
             if budget <= 0:
                 break
@@ -138,15 +154,39 @@ class Scheduler:
         return plan
 
     def commit(self, work: Work) -> None:
-        """Note that ``work`` is computed, and let others find its full blocks. A failed step has changed nothing."""
+        """Note that ``work`` is computed, and let others find its full blocks. A failed step has changed nothing.
+
+        The tokens that were chosen stand in the request already: drafts count as far as they are among them.
+        """
         request, size = work.request, self._cache.block_size
-        request.num_computed = work.stop
+        request.num_computed = min(work.stop, len(request.tokens) - 1)
         self._tenants[request.tenant].served += work.stop - work.start
         if request.names is not None:
-            names = request.names.of(request.tokens, work.stop // size)
+            names = request.names.of(request.tokens, request.num_computed // size)
             for index in range(work.start // size, len(names)):
                 self._cache.name(request.id, index, names[index])
                 self._promised.pop(names[index], None)
+
+    def _answers(self) -> list[Work]:
+        """A token of every answer, and guessed ones where they pay."""
+        writing = [request for request in self._running if request.num_pending == 1]
+        plan, rows = [], len(writing)
+        for request in writing:
+            drafts = self._drafts(request, len(writing), rows)
+            rows += len(drafts)
+            start = request.num_computed
+            plan.append(Work(request, start, start + 1 + len(drafts), self._cache.table(request.id), drafts))
+        return plan
+
+    def _drafts(self, request: Request, answers: int, rows: int) -> tuple[int, ...]:
+        """Guesses for the blocks that the request has: what may turn out wrong costs nobody a block."""
+        if request.drafter is None:
+            return ()
+        space = len(self._cache.table(request.id)) * self._cache.block_size - len(request.tokens)
+        most = min(self._most_drafts, space, request.max_length - len(request.tokens) - 1, self._batch_tokens - rows)
+        guess = request.drafter.guess(request.tokens, self._most_drafts)
+        most = min(most, len(guess))
+        return tuple(guess[: worth_drafting(request.drafter.chance, most, answers, rows, self._clock.seconds)])
 
     def _turn_to_read(self, request: Request) -> tuple[int, int, int]:
         return -request.priority, self._tenants[request.tenant].served, request.arrival

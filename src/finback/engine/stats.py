@@ -26,6 +26,8 @@ class EngineStats:
     prompt_tokens: int  # computed: without what was found, with what was computed again
     output_tokens: int  # chosen
     output_tokens_per_s: float  # over the last ten seconds
+    draft_tokens: int  # guessed and computed
+    draft_tokens_kept: int  # of those, as they were chosen
 
 
 class Rate:
