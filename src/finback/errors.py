@@ -23,6 +23,8 @@ A message says what is wrong and why; ``hint`` says what to do about it, and the
     │   ├── Unauthorized          no key, an unknown one, or one that is no longer valid
     │   ├── Forbidden             a valid key that does not open this door
     │   └── LimitReached          a key's limit; ``retry_after_s`` says when it is worth trying again
+    │       └── BudgetSpent       its money, which does not come back by waiting
+    ├── LedgerError               what was used cannot be booked
     └── EngineError               the engine could not go on with a request or at all
         └── QueueFull             too many requests wait already; ``retry_after_s`` is a good time to ask again
 """
@@ -125,6 +127,14 @@ class LimitReached(AccessError):
     def __init__(self, message: str, *, retry_after_s: float | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class BudgetSpent(LimitReached):
+    """A key's money is spent."""
+
+
+class LedgerError(FinbackError):
+    """What was used cannot be booked."""
 
 
 class EngineError(FinbackError):

@@ -13,7 +13,7 @@ from finback import __version__
 from finback.errors import ChecksumMismatch, FinbackError
 from tests.cli.conftest import Cli
 
-COMMANDS = ("chat", "run", "serve", "pull", "list", "show", "rm", "bench", "doctor", "version", "keys")
+COMMANDS = ("chat", "run", "serve", "pull", "list", "show", "rm", "bench", "doctor", "version", "keys", "usage")
 
 
 def program(*arguments: str, code: str = "", **environ: str) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,9 @@ import pytest
 import uvicorn
 
 from finback.engine.request import SamplingParams
+from finback.meter.ledger import Ledger
+from finback.meter.money import prices_of
+from finback.meter.sqlite import SqliteBooks
 from finback.server.app import create_app
 from finback.server.keys import KeyStore
 from finback.server.worker import EngineWorker
@@ -70,7 +73,9 @@ def serve(make_engine: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[
 
     def start(model: Any = None, **options: Any) -> Running:
         engine = make_engine(model, **options)
-        app = create_app(Served(engine), EngineWorker(engine), KeyStore(tmp_path))
+        ledger = Ledger(SqliteBooks(tmp_path))
+        prices = prices_of(engine.settings)
+        app = create_app(Served(engine), EngineWorker(engine), KeyStore(tmp_path), ledger, prices=prices)
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

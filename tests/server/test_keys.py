@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finback.errors import ConfigError
+from finback.errors import ConfigError, InvalidRequest
 from finback.server.keys import KeyStore, Limits
 
 
@@ -76,7 +76,7 @@ def test_names_are_free_again_after_revocation(store: KeyStore) -> None:
     store.revoke(first)
     second, _ = store.create("tools")
     assert store.named("tools") == second
-    with pytest.raises(ConfigError):
+    with pytest.raises(InvalidRequest):
         store.named("nobody")
 
 

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from finback.errors import LimitReached
+from finback.meter.ledger import Spent
 from finback.server.keys import Key, Limits
-from finback.server.limits import Accounts, Minute
+from finback.server.limits import Accounts, Minute, Till
 
 
 class Clock:
@@ -17,6 +18,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def accounts_of(clock: Clock) -> Accounts:
+    return Accounts(Till(lambda key_id: Spent(0, 0), clock=clock))
 
 
 def key(**limits: int) -> Key:
@@ -51,7 +56,7 @@ def test_what_is_kept_of_a_minute_is_bounded() -> None:
 
 def test_requests_per_minute() -> None:
     clock = Clock()
-    accounts = Accounts(clock)
+    accounts = accounts_of(clock)
     mine, other = key(requests_per_minute=2), Key("other", "", b"", 0, None, None, False, Limits(requests_per_minute=1))
     for _ in range(2):
         accounts.enter(mine).leave()
@@ -65,7 +70,7 @@ def test_requests_per_minute() -> None:
 
 def test_tokens_per_minute_hold_back_the_next_request() -> None:
     clock = Clock()
-    accounts = Accounts(clock)
+    accounts = accounts_of(clock)
     seat = accounts.enter(key(tokens_per_minute=100))
     seat.count_tokens(60)
     accounts.enter(key(tokens_per_minute=100)).leave()
@@ -77,7 +82,7 @@ def test_tokens_per_minute_hold_back_the_next_request() -> None:
 
 
 def test_concurrency() -> None:
-    accounts = Accounts(Clock())
+    accounts = accounts_of(Clock())
     seats = [accounts.enter(key(concurrency=2)) for _ in range(2)]
     with pytest.raises(LimitReached):
         accounts.enter(key(concurrency=2))
@@ -89,7 +94,7 @@ def test_concurrency() -> None:
 
 
 def test_a_refused_request_does_not_count() -> None:
-    accounts = Accounts(Clock())
+    accounts = accounts_of(Clock())
     for _ in range(3):
         with pytest.raises(LimitReached):
             accounts.enter(key(concurrency=0, requests_per_minute=3))
@@ -97,5 +102,5 @@ def test_a_refused_request_does_not_count() -> None:
 
 
 def test_everybody_without_a_key_is_unlimited() -> None:
-    accounts = Accounts(Clock())
+    accounts = accounts_of(Clock())
     assert len([accounts.enter(None) for _ in range(1000)]) == 1000

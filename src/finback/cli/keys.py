@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -149,14 +149,11 @@ def _amount(money: str) -> int | None:
 
 
 def _record(key: Key) -> dict[str, Any]:
-    from finback.meter.money import money_text
+    from finback.server.usage import limits_record
 
-    limits = asdict(key.limits)
-    if key.limits.money is not None:
-        limits["money"] = money_text(key.limits.money)
     state = "revoked" if key.revoked_at is not None else "expired" if key.expired else "valid"
     times = {name: _time_text(getattr(key, name)) for name in ("created_at", "expires_at", "revoked_at")}
-    return {"id": key.id, "name": key.name, "state": state, "admin": key.admin, **times, "limits": limits}
+    return {"id": key.id, "name": key.name, "state": state, "admin": key.admin, **times, "limits": limits_record(key)}
 
 
 def _time_text(at: int | None) -> str | None:

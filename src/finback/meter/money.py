@@ -31,6 +31,10 @@ class Prices:
         fresh = prompt_tokens - cached_tokens
         return fresh * self.input + cached_tokens * self.cached_input + output_tokens * self.output
 
+    def most(self, prompt_tokens: int, output_tokens: int) -> int:
+        """What a request costs at most, however much of its prompt is cached."""
+        return prompt_tokens * max(self.input, self.cached_input) + output_tokens * self.output
+
 
 def prices_of(settings: Settings) -> Prices | None:
     """The prices in force; None: money is not counted. Cached input costs like other input unless it has a price."""

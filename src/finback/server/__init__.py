@@ -23,6 +23,9 @@ def run(model: LoadedModel, *, host: str, port: int, on_ready: Callable[[str], N
     require_guard(host, model.settings.home)
     import uvicorn
 
+    from finback.meter.ledger import Ledger
+    from finback.meter.money import prices_of
+    from finback.meter.sqlite import SqliteBooks
     from finback.server.app import create_app
     from finback.server.keys import KeyStore
     from finback.server.worker import EngineWorker
@@ -33,10 +36,12 @@ def run(model: LoadedModel, *, host: str, port: int, on_ready: Callable[[str], N
             if self.started and on_ready is not None:
                 on_ready(f"http://{f'[{host}]' if ':' in host else host}:{_bound_port(self, port)}")
 
-    keys = KeyStore(model.settings.home)
-    app = create_app(model, EngineWorker(model.engine), keys, always_keyed=not is_loopback(host))
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
     _require_free(host, port)
+    home, prices = model.settings.home, prices_of(model.settings)
+    keys, ledger = KeyStore(home), Ledger(SqliteBooks(home))
+    worker, always_keyed = EngineWorker(model.engine), not is_loopback(host)
+    app = create_app(model, worker, keys, ledger, prices=prices, always_keyed=always_keyed)
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
     AnnouncingServer(config).run()
 
 

@@ -20,14 +20,17 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from finback.errors import FinbackError, UnknownModel
+from finback.errors import FinbackError, Forbidden, UnknownModel
+from finback.meter.ledger import Ledger
+from finback.meter.money import Prices
 from finback.server.access import Endpoint, Guard, Policy
-from finback.server.booking import submit
-from finback.server.keys import KeyStore
-from finback.server.limits import Accounts
+from finback.server.booking import Desk, Visit
+from finback.server.keys import Key, KeyStore
+from finback.server.limits import Accounts, Till
 from finback.server.openai import Answer, Served, Submit, start_chat, start_completion
 from finback.server.replies import Json, error_body, json_bytes, on_bug, on_finback_error, on_http_error, respond
-from finback.server.schema import ChatRequest, CompletionRequest, parse
+from finback.server.schema import ChatRequest, CompletionRequest, UsageQuery, parse, parse_query
+from finback.server.usage import usage_report
 from finback.server.worker import EngineWorker
 
 MAX_BODY_BYTES = 32 << 20
@@ -46,17 +49,28 @@ def endpoints(service: Service) -> list[Endpoint]:
         Endpoint("GET", "/health", Policy.KEYED, service.ready),
         Endpoint("GET", "/v1/models", Policy.KEYED, service.models),
         Endpoint("GET", "/v1/models/{name:path}", Policy.KEYED, service.one_model),
+        Endpoint("GET", "/v1/usage", Policy.KEYED, service.usage),
         Endpoint("POST", "/v1/chat/completions", Policy.METERED, service.chat),
         Endpoint("POST", "/v1/completions", Policy.METERED, service.completions),
     ]
 
 
-def create_app(model: Served, worker: EngineWorker, keys: KeyStore, *, always_keyed: bool = False) -> Starlette:
-    """The application that serves one model. The worker runs while the application does.
+def create_app(
+    model: Served,
+    worker: EngineWorker,
+    keys: KeyStore,
+    ledger: Ledger,
+    *,
+    prices: Prices | None = None,
+    always_keyed: bool = False,
+) -> Starlette:
+    """The application that serves one model. The worker and the ledger live as long as it does.
 
     ``always_keyed``: ask for keys even while there are none.
     """
-    table = endpoints(Service(model, worker))
+    desk = Desk(model.name, model.context, worker, ledger, prices)
+    service = Service(model, worker, keys, desk, Accounts(Till(ledger.spent, prices)))
+    table = endpoints(service)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -65,6 +79,8 @@ def create_app(model: Served, worker: EngineWorker, keys: KeyStore, *, always_ke
             yield
         finally:
             await asyncio.to_thread(worker.stop)
+            await desk.drain()
+            await asyncio.to_thread(ledger.close)
 
     handlers: dict[Any, Any] = {
         FinbackError: on_finback_error,
@@ -83,10 +99,12 @@ def create_app(model: Served, worker: EngineWorker, keys: KeyStore, *, always_ke
 class Service:
     """The routes of one served model."""
 
-    def __init__(self, model: Served, worker: EngineWorker) -> None:
+    def __init__(self, model: Served, worker: EngineWorker, keys: KeyStore, desk: Desk, accounts: Accounts) -> None:
         self._model = model
         self._worker = worker
-        self._accounts = Accounts()
+        self._keys = keys
+        self._desk = desk
+        self._accounts = accounts
         self._since = int(time.time())
 
     async def live(self, request: Request) -> Response:
@@ -107,6 +125,18 @@ class Service:
         self._require_model(request.path_params["name"])
         return respond(self._card())
 
+    async def usage(self, request: Request) -> Response:
+        """GET /v1/usage: what the key has used; an admin's key may ask for another with ``key``."""
+        query = parse_query(request.query_params, UsageQuery)
+        key: Key | None = request.scope["key"]
+        if key is not None and query.key not in (None, key.id, key.name):
+            if not key.admin:
+                raise Forbidden("only a key made with `finback keys create --admin` may see what others use")
+            key = self._keys.named(query.key)
+        key_id = "" if key is None else key.id
+        by_day = await asyncio.to_thread(self._desk.ledger.usage, "day", key_id=key_id, days=query.days)
+        return respond(usage_report(key, by_day, self._desk.ledger.spent(key_id)))
+
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         return await self._metered(request, ChatRequest, start_chat)
@@ -118,10 +148,11 @@ class Service:
     async def _metered(self, request: Request, shape: type[Body], start: Start[Body]) -> Response:
         """An answer within the limits of the request's key. The booking keeps the seat, once there is one."""
         seat = self._accounts.enter(request.scope["key"])
+        visit = Visit(request.scope["request_id"], request.url.path, seat)
         try:
             body = parse(await read_body(request), shape)
             self._require_model(body.model)
-            answer = await start(body, self._model, partial(submit, self._worker, seat))
+            answer = await start(body, self._model, partial(self._desk.submit, visit))
         except BaseException:
             seat.leave()
             raise
@@ -199,7 +230,8 @@ class RequestId:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on; add the header to its response."""
-        request_id = uuid.uuid4().hex.encode()
+        scope["request_id"] = uuid.uuid4().hex
+        request_id = scope["request_id"].encode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

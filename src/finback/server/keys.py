@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from finback.errors import ConfigError
+from finback.errors import ConfigError, InvalidRequest
 
 _ID_BYTES, _SECRET_BYTES = 4, 32
 _SHAPE = re.compile(rf"fb-([0-9a-f]{{{2 * _ID_BYTES}}})-[0-9a-f]{{{2 * _SECRET_BYTES}}}")
@@ -121,7 +121,7 @@ class KeyStore:
         for key in self.all():
             if key.id == name_or_id or (key.name == name_or_id and key.revoked_at is None):
                 return key
-        raise ConfigError(f"there is no key {name_or_id!r}", hint="`finback keys list` shows them")
+        raise InvalidRequest(f"there is no key {name_or_id!r}", parameter="key", hint="`finback keys list` shows them")
 
     def revoke(self, key: Key) -> None:
         """End a key, for good."""

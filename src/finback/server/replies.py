@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from finback.errors import (
+    BudgetSpent,
     FinbackError,
     Forbidden,
     InvalidRequest,
@@ -28,6 +29,7 @@ json_bytes = msgspec.json.encode
 _KINDS: tuple[tuple[type[FinbackError], int, str, str | None], ...] = (
     (Unauthorized, 401, "invalid_request_error", "invalid_api_key"),
     (Forbidden, 403, "permission_error", "forbidden"),
+    (BudgetSpent, 429, "insufficient_quota", "insufficient_quota"),
     (LimitReached, 429, "rate_limit_error", "rate_limit_exceeded"),
     (UnknownModel, 404, "invalid_request_error", "model_not_found"),
     (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),

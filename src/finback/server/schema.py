@@ -7,6 +7,7 @@ other servers use. A field that Finback cannot honour is accepted only with the 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -176,7 +177,22 @@ class CompletionRequest(Sampled, forbid_unknown_fields=True, kw_only=True):
             raise InvalidRequest("echo together with logprobs is not supported", parameter="echo")
 
 
+class UsageQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """GET /v1/usage."""
+
+    days: Annotated[int, Meta(ge=1, le=3660)] = 30
+    key: Annotated[str, Meta(max_length=64)] | None = None
+
+
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+def parse_query(given: Mapping[str, str], shape: type[UsageQuery]) -> UsageQuery:
+    """Check a request's query; InvalidRequest names the first parameter that is wrong."""
+    try:
+        return msgspec.convert(dict(given), shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error), parameter=_field_of(str(error))) from None
 
 
 def parse(body: bytes, shape: type[Request]) -> Request:

@@ -12,6 +12,7 @@ import itertools
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -61,6 +62,7 @@ class Stream:
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self.usage = Usage(len(job.prompt), 0)
+        self.first_token_at: float | None = None  # of the monotonic clock
         self.finish_reason: str | None = None
         self._items: asyncio.Queue[StepOutput] = asyncio.Queue()
         self._on_tokens = on_tokens
@@ -83,6 +85,8 @@ class Stream:
         """Take what the engine tells."""
         if output.tokens:
             self._on_tokens(len(output.tokens))
+            if self.first_token_at is None:
+                self.first_token_at = time.monotonic()
         written = self.usage.completion_tokens + len(output.tokens)
         self.usage = output.usage or self.usage._replace(completion_tokens=written)
         self._items.put_nowait(output)

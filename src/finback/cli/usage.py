@@ -1,0 +1,79 @@
+"""``finback usage``: what was used, from the ledger."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finback.cli.options import Json, settings_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class By(StrEnum):
+    """What sums are over."""
+
+    key = "key"
+    day = "day"
+    model = "model"
+
+
+def usage(
+    by: Annotated[By, typer.Option("--by", help="What to sum over.")] = By.key,
+    key: Annotated[str | None, typer.Option("--key", metavar="KEY", help="Only this key, by name or id.")] = None,
+    days: Annotated[
+        int | None, typer.Option("--days", min=1, metavar="N", help="Only the last so many days, UTC.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="First see that the file is sound and its sums are right.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show requests, tokens and money by key, day or model."""
+    from finback.cli import output
+
+    home = settings_of().home
+    records = _records(home, by, key, days, check=check) if (home / "ledger.sqlite").exists() else []
+    if json:
+        output.print_json(records)
+    elif records:
+        _print(by, records)
+    else:
+        output.note("nothing was used yet")
+
+
+def _records(home: Path, by: By, key: str | None, days: int | None, *, check: bool) -> list[dict[str, Any]]:
+    from finback.meter.ledger import Ledger
+    from finback.meter.sqlite import SqliteBooks
+    from finback.server.keys import KeyStore
+    from finback.server.usage import sums_record
+
+    keys = KeyStore(home)
+    key_id = None if key is None else keys.named(key).id
+    books = SqliteBooks(home)
+    if check:
+        books.check_integrity()
+    ledger = Ledger(books)
+    found = ledger.usage(by.value, key_id=key_id, days=days)
+    ledger.close()
+    names = {known.id: {"name": known.name} for known in keys.all()} if by is By.key else {}
+    return [{by.value: group, **names.get(group, {}), **sums_record(sums)} for group, sums in found.items()]
+
+
+def _print(by: By, records: list[dict[str, Any]]) -> None:
+    from finback.cli.output import print_table
+
+    figures = {
+        "requests": "REQUESTS",
+        "prompt_tokens": "PROMPT",
+        "cached_tokens": "CACHED",
+        "reasoning_tokens": "REASONING",
+        "output_tokens": "OUTPUT",
+        "cost": "COST",
+    }
+    first = [record.get("name") or record[by.value] or "(no key)" for record in records]
+    rows = [(name, *(str(record[figure]) for figure in figures)) for name, record in zip(first, records, strict=True)]
+    print_table((by.value.upper(), *figures.values()), rows, right=tuple(figures.values()))
