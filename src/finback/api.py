@@ -13,7 +13,7 @@ its request.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -191,6 +191,15 @@ class LoadedModel:
     def close(self) -> None:
         """End all requests and give the memory back. A second call does nothing."""
         self._turns.close()
+
+    def renew(self) -> Engine:
+        """Another engine on the same weights, in place of one that failed; the old one's requests are gone."""
+        old, model = self.engine, self.engine.model
+        with suppress(Exception):  # whatever state it is in, it shall give its memory back
+            old.close()
+        self.engine = Engine(model, old.tokenizer, old.settings, plan=old.plan)
+        self._turns = Turns(self.engine)
+        return self.engine
 
     def __enter__(self) -> LoadedModel:
         return self

@@ -196,3 +196,13 @@ def test_tenants_share_no_cached_prompt(serve: Callable[..., Any]) -> None:
 
     assert [cached(one), cached(one)] == [0, 320]
     assert [cached(other), cached(other)] == [0, 320]
+
+
+def test_a_full_queue_is_told_at_once(serve: Callable[..., Any]) -> None:
+    running = serve(max_requests=1, max_queue=2)
+    body = {"model": "tiny", "prompt": "go on", "max_tokens": 3, "n": 4}  # all or none
+    response = httpx2.post(f"{running.url}/v1/completions", json=body)
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "server_busy"
+    assert int(response.headers["retry-after"]) >= 1
+    assert httpx2.post(f"{running.url}/v1/completions", json=body | {"n": 2}).status_code == 200

@@ -25,7 +25,7 @@ def accounts_of(clock: Clock) -> Accounts:
 
 
 def key(**limits: int) -> Key:
-    return Key("id", "name", b"", 0, None, None, False, Limits(**limits))
+    return Key("id", "name", b"", 0, None, None, False, 0, Limits(**limits))
 
 
 def test_no_minute_holds_more_than_the_limit() -> None:
@@ -57,7 +57,10 @@ def test_what_is_kept_of_a_minute_is_bounded() -> None:
 def test_requests_per_minute() -> None:
     clock = Clock()
     accounts = accounts_of(clock)
-    mine, other = key(requests_per_minute=2), Key("other", "", b"", 0, None, None, False, Limits(requests_per_minute=1))
+    mine, other = (
+        key(requests_per_minute=2),
+        Key("other", "", b"", 0, None, None, False, 0, Limits(requests_per_minute=1)),
+    )
     for _ in range(2):
         accounts.enter(mine).leave()
     with pytest.raises(LimitReached) as caught:

@@ -40,6 +40,9 @@ def create(
     concurrency: Concurrency = None,
     money: Money = None,
     days: Annotated[int | None, typer.Option("--days", min=1, max=36_500, help="It expires after so many.")] = None,
+    priority: Annotated[
+        int, typer.Option("--priority", min=-1000, max=1000, help="Requests of a larger one go first.")
+    ] = 0,
     admin: Annotated[bool, typer.Option("--admin", help="It may see metrics and what all keys use.")] = False,
     json: Json = False,
 ) -> None:
@@ -49,7 +52,7 @@ def create(
 
     limits = _changed(Limits(), requests_per_minute, tokens_per_minute, tokens_per_day, concurrency, money)
     expires_at = None if days is None else int(time.time()) + days * DAY_S
-    key, text = _store().create(name, limits, admin=admin, expires_at=expires_at)
+    key, text = _store().create(name, limits, admin=admin, priority=priority, expires_at=expires_at)
     if json:
         output.print_json({**_record(key), "key": text})
     else:
@@ -153,7 +156,15 @@ def _record(key: Key) -> dict[str, Any]:
 
     state = "revoked" if key.revoked_at is not None else "expired" if key.expired else "valid"
     times = {name: _time_text(getattr(key, name)) for name in ("created_at", "expires_at", "revoked_at")}
-    return {"id": key.id, "name": key.name, "state": state, "admin": key.admin, **times, "limits": limits_record(key)}
+    return {
+        "id": key.id,
+        "name": key.name,
+        "state": state,
+        "admin": key.admin,
+        "priority": key.priority,
+        **times,
+        "limits": limits_record(key),
+    }
 
 
 def _time_text(at: int | None) -> str | None:

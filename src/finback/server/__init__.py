@@ -39,7 +39,7 @@ def run(model: LoadedModel, *, host: str, port: int, on_ready: Callable[[str], N
     _require_free(host, port)
     home, prices = model.settings.home, prices_of(model.settings)
     keys, ledger = KeyStore(home), Ledger(SqliteBooks(home))
-    worker, always_keyed = EngineWorker(model.engine), not is_loopback(host)
+    worker, always_keyed = EngineWorker(model.engine, model.renew), not is_loopback(host)
     app = create_app(model, worker, keys, ledger, prices=prices, always_keyed=always_keyed)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
     AnnouncingServer(config).run()

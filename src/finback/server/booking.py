@@ -137,8 +137,9 @@ class Desk:
         room = [max(1, self._context - len(job.prompt)) for job in jobs]
         max_tokens = visit.seat.reserve(prompts, room, jobs[0].params.max_tokens)
         jobs = [Job(job.prompt, replace(job.params, max_tokens=max_tokens)) for job in jobs]
-        streams = await self._worker.submit(jobs, visit.seat.count_tokens, tenant=visit.seat.tenant)
-        visit.seat.count_tokens(sum(prompts))
+        seat = visit.seat
+        streams = await self._worker.submit(jobs, seat.count_tokens, tenant=seat.tenant, priority=seat.priority)
+        seat.count_tokens(sum(prompts))
         booking = Booking(visit, streams, n, self)
         self.ledger.put(booking.entry())
         return booking

@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS keys (
     expires_at INTEGER,
     revoked_at INTEGER,
     admin INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
     requests_per_minute INTEGER,
     tokens_per_minute INTEGER,
     tokens_per_day INTEGER,
@@ -70,6 +71,7 @@ class Key:
     expires_at: int | None
     revoked_at: int | None
     admin: bool  # may see what all keys do
+    priority: int  # requests of a larger one go first
     limits: Limits
 
     @property
@@ -93,14 +95,21 @@ class KeyStore:
         self._cache: dict[str, Key] = {}
 
     def create(
-        self, name: str, limits: Limits | None = None, *, admin: bool = False, expires_at: int | None = None
+        self,
+        name: str,
+        limits: Limits | None = None,
+        *,
+        admin: bool = False,
+        priority: int = 0,
+        expires_at: int | None = None,
     ) -> tuple[Key, str]:
         """A new key and its text, which is not kept anywhere."""
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot name a key", hint="use up to 64 letters, digits, spaces and . @ _ -")
         key_id = secrets.token_hex(_ID_BYTES)
         text = f"fb-{key_id}-{secrets.token_hex(_SECRET_BYTES)}"
-        key = Key(key_id, name, _digest(text), int(time.time()), expires_at, None, admin, limits or Limits())
+        digest, now = _digest(text), int(time.time())
+        key = Key(key_id, name, digest, now, expires_at, None, admin, priority, limits or Limits())
         row = (*(getattr(key, f.name) for f in fields(Key) if f.name != "limits"), *asdict(key.limits).values())
         try:
             with self._open(create=True) as connection:
@@ -192,5 +201,5 @@ def _digest(text: str) -> bytes:
 
 
 def _key(row: tuple[Any, ...]) -> Key:
-    key_id, name, digest, created_at, expires_at, revoked_at, admin, *limits = row
-    return Key(key_id, name, digest, created_at, expires_at, revoked_at, bool(admin), Limits(*limits))
+    key_id, name, digest, created_at, expires_at, revoked_at, admin, priority, *limits = row
+    return Key(key_id, name, digest, created_at, expires_at, revoked_at, bool(admin), priority, Limits(*limits))

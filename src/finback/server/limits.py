@@ -79,6 +79,7 @@ class Seat:
 
     def __init__(self, key: Key | None, account: Account, till: Till) -> None:
         self.tenant = "" if key is None else key.id
+        self.priority = 0 if key is None else key.priority
         self._limits = Limits() if key is None else key.limits
         self._account = account
         self._till = till

@@ -17,6 +17,7 @@ from finback.errors import (
     InvalidRequest,
     LimitReached,
     PromptTooLong,
+    QueueFull,
     Unauthorized,
     UnknownModel,
 )
@@ -31,6 +32,7 @@ _KINDS: tuple[tuple[type[FinbackError], int, str, str | None], ...] = (
     (Forbidden, 403, "permission_error", "forbidden"),
     (BudgetSpent, 429, "insufficient_quota", "insufficient_quota"),
     (LimitReached, 429, "rate_limit_error", "rate_limit_exceeded"),
+    (QueueFull, 429, "rate_limit_error", "server_busy"),
     (UnknownModel, 404, "invalid_request_error", "model_not_found"),
     (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),
     (InvalidRequest, 400, "invalid_request_error", None),

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from finback.engine.request import SamplingParams, StepOutput, Usage
-from finback.errors import EngineError, FinbackError
+from finback.engine.stats import EngineStats
+from finback.errors import EngineError
 
 log = logging.getLogger("finback.server")
 
@@ -38,7 +39,15 @@ class StepEngine(Protocol):
     def has_work(self) -> bool:
         """Whether a step would do anything."""
 
-    def add(self, request_id: str, prompt_tokens: Sequence[int], params: SamplingParams, *, tenant: str = "") -> None:
+    def add(
+        self,
+        request_id: str,
+        prompt_tokens: Sequence[int],
+        params: SamplingParams,
+        *,
+        tenant: str = "",
+        priority: int = 0,
+    ) -> None:
         """Take a request in, or raise."""
 
     def abort(self, request_id: str) -> None:
@@ -46,6 +55,12 @@ class StepEngine(Protocol):
 
     def step(self) -> list[StepOutput]:
         """Compute once."""
+
+    def stats(self) -> EngineStats:
+        """What it does and has done."""
+
+    def check_integrity(self) -> None:
+        """Raise unless its books are right."""
 
 
 class Stream:
@@ -104,8 +119,11 @@ class Stream:
 class EngineWorker:
     """Runs ``engine.step()`` on its own thread. Invariant: ``_streams`` holds exactly the unfinished jobs."""
 
-    def __init__(self, engine: StepEngine) -> None:
+    def __init__(self, engine: StepEngine, renew: Callable[[], StepEngine] | None = None) -> None:
+        """``renew`` makes another engine when this one cannot be trusted after a failure."""
         self._engine = engine
+        self._renew = renew
+        self.failures = 0  # of steps, since the start
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}  # touched by the engine's thread only
         self._ids = itertools.count()
@@ -122,22 +140,28 @@ class EngineWorker:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def stats(self) -> EngineStats:
+        """What the engine does and has done."""
+        return self._engine.stats()
+
     @property
     def alive(self) -> bool:
         """Whether requests can be served."""
         return self._thread.is_alive() and not self._stopping
 
-    async def submit(self, jobs: Sequence[Job], on_tokens: Callable[[int], None], *, tenant: str = "") -> list[Stream]:
+    async def submit(
+        self, jobs: Sequence[Job], on_tokens: Callable[[int], None], *, tenant: str = "", priority: int = 0
+    ) -> list[Stream]:
         """The streams of jobs that the engine has taken in, all or none; what it refuses is raised here.
 
-        ``tenant``: for whom; tenants share no cache. ``on_tokens`` is told on the event loop how many tokens were
+        ``tenant`` and ``priority``: as in Engine.add. ``on_tokens`` is told on the event loop how many tokens were
         written, whenever some were.
         """
         if not self.alive:
             raise EngineError("the server is shutting down")
         streams = [Stream(f"req-{next(self._ids)}", job, on_tokens, self._request_abort) for job in jobs]
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._commands.put(lambda: self._add(streams, tenant, accepted))
+        self._commands.put(lambda: self._add(streams, accepted, tenant=tenant, priority=priority))
         try:
             await accepted
         except asyncio.CancelledError:
@@ -153,9 +177,12 @@ class EngineWorker:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._obey(wait=not self._engine.has_work)
-            if not self._stopping and self._engine.has_work:
-                self._deliver(self._step())
+            try:
+                self._obey(wait=not self._engine.has_work)
+                if not self._stopping and self._engine.has_work:
+                    self._deliver(self._engine.step())
+            except Exception as error:
+                self._recover(error)
         self._fail_all(EngineError("the server is shutting down"))
 
     def _obey(self, *, wait: bool) -> None:
@@ -165,15 +192,20 @@ class EngineWorker:
         while not self._commands.empty():  # this thread is the only reader
             self._commands.get()()
 
-    def _step(self) -> list[StepOutput]:
+    def _recover(self, error: Exception) -> None:
+        """End the running jobs with the error, and go on; with another engine if this one's books are wrong."""
+        log.error("the engine failed; %d running jobs are ended", len(self._streams), exc_info=error)
+        self.failures += 1
+        jobs = list(self._streams)
+        self._fail_all(error if isinstance(error, EngineError) else EngineError(f"the engine failed: {error!r}"))
         try:
-            return self._engine.step()
-        except Exception as error:
-            log.exception("a step failed; its requests are ended")
-            for request_id in self._streams:
+            for request_id in jobs:
                 self._engine.abort(request_id)
-            self._fail_all(error if isinstance(error, EngineError) else EngineError(f"the engine failed: {error!r}"))
-            return []
+            self._engine.check_integrity()
+        except Exception:
+            if self._renew is not None:
+                log.exception("the engine cannot be trusted any more; another one takes its place")
+                self._engine = self._renew()
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
@@ -184,12 +216,14 @@ class EngineWorker:
                 del self._streams[output.request_id]
             _tell(stream.loop, stream.put, output)
 
-    def _add(self, streams: list[Stream], tenant: str, accepted: asyncio.Future[None]) -> None:
+    def _add(self, streams: list[Stream], accepted: asyncio.Future[None], *, tenant: str, priority: int) -> None:
         """Add all jobs or none: no step comes between them, so one that is taken back has cost nothing."""
         for count, stream in enumerate(streams):
             try:
-                self._engine.add(stream.request_id, stream.job.prompt, stream.job.params, tenant=tenant)
-            except FinbackError as error:
+                self._engine.add(
+                    stream.request_id, stream.job.prompt, stream.job.params, tenant=tenant, priority=priority
+                )
+            except Exception as error:
                 for added in streams[:count]:
                     self._engine.abort(added.request_id)
                 _tell(accepted.get_loop(), _settle, accepted, error)
@@ -217,7 +251,7 @@ def _tell(loop: asyncio.AbstractEventLoop, action: Callable[..., None], *argumen
         loop.call_soon_threadsafe(action, *arguments)
 
 
-def _settle(future: asyncio.Future[None], error: FinbackError | None) -> None:
+def _settle(future: asyncio.Future[None], error: Exception | None) -> None:
     if future.done():  # its waiter was cancelled
         return
     if error is None:
