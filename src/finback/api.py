@@ -22,11 +22,12 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from finback import hardware, hub, kernels, models
+from finback import __version__, hardware, hub, kernels, models
 from finback.config import Settings, load_settings
 from finback.engine.defaults import published_defaults
 from finback.engine.engine import Engine
-from finback.engine.memory import memory_for_cache, plan_cache
+from finback.engine.kv_store import PrefixStore, open_store
+from finback.engine.memory import CachePlan, memory_for_cache, plan_cache
 from finback.engine.request import FinishReason, SamplingParams, StepOutput, TokenLogprob, Usage
 from finback.engine.turns import Turns
 from finback.errors import InvalidRequest
@@ -250,8 +251,18 @@ def _load(path: Path, name: str, settings: Settings) -> LoadedModel:
     packs = settings.home / "packs"
     weights = load_weights(checkpoint, config, format=settings.format, cache_dir=packs, threads=threads)
     model = models.build(config, weights)
-    engine = Engine(model, tokenizer, settings.override(threads=threads), plan=plan)
+    store = _prefix_store(checkpoint, settings, plan)
+    engine = Engine(model, tokenizer, settings.override(threads=threads), plan=plan, store=store)
     return LoadedModel(name, engine, chat, defaults)
+
+
+def _prefix_store(checkpoint: Checkpoint, settings: Settings, plan: CachePlan) -> PrefixStore | None:
+    """Where computed beginnings survive, if they are to."""
+    if not settings.prefix_store_mib or not plan.most_kept:
+        return None
+    # What the bits in the cache depend on, besides the tokens: weights, types, kernels.
+    facts = (checkpoint.fingerprint(), settings.format or "published", plan.kv_dtype, kernels.isa(), __version__)
+    return open_store(settings.home / "prefixes", limit_bytes=settings.prefix_store_mib << 20, facts=facts)
 
 
 def _weights_bytes(checkpoint: Checkpoint, config: ModelConfig, format: str | None) -> int:

@@ -39,6 +39,7 @@ class Settings:
     max_requests: int = 64  # requests that run in one step
     max_queue: int = 512  # requests that wait; more are refused
     draft_tokens: int = 8  # guessed ahead from what an answer repeats, at most; 0: none are
+    prefix_store_mib: int | None = None  # disk for such beginnings, to survive a restart; None: 0, for a server 4096
     prefix_cache_mib: int = 1024  # memory for beginnings that later requests may share; 0: none are kept
     price_input: str | None = None  # money for a million tokens, in decimal digits; None: money is not counted
     price_cached_input: str | None = None  # of prompt tokens found in the cache; None: as price_input
@@ -55,6 +56,7 @@ class Settings:
         _check_range("max_requests", self.max_requests, 1, 4096)
         _check_range("max_queue", self.max_queue, 1, 1 << 20)
         _check_range("draft_tokens", self.draft_tokens, 0, 64)
+        _check_range("prefix_store_mib", self.prefix_store_mib, 0, 1 << 24)
         _check_range("prefix_cache_mib", self.prefix_cache_mib, 0, 1 << 24)
         _check_choice("format", self.format, PACK_FORMATS)
         _check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from finback.config import Settings
 from finback.engine.answer import Answer
 from finback.engine.kv_cache import BlockNames, KVCache, root_name
+from finback.engine.kv_store import HEADER_BYTES, PrefixStore
 from finback.engine.memory import BLOCK_SIZE, CachePlan, memory_for_cache, plan_cache
 from finback.engine.pace import LEAST_CHUNK, LEAST_CHUNK_LATENT, Pace
 from finback.engine.request import (
@@ -62,15 +63,25 @@ class Engine:
     """Runs requests on a model. Invariant: ``settings`` is resolved, ``context`` and ``kv_dtype`` are known."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, settings: Settings, *, plan: CachePlan | None = None
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        *,
+        plan: CachePlan | None = None,
+        store: PrefixStore | None = None,
     ) -> None:
-        """``plan``: what the key-value cache holds; None: what fits in the memory that is available."""
+        """``plan``: what the key-value cache holds; None: what fits in the memory that is available.
+
+        ``store``: where computed beginnings outlive the engine; None: nowhere.
+        """
         plan = plan or plan_cache(model.config, settings, memory_for_cache(0))
         self.config = model.config
         self.tokenizer = tokenizer
         self.settings = settings.override(context=plan.context, kv_dtype=plan.kv_dtype)
         self.plan = plan
         self._kv_cache = KVCache(plan.num_blocks, BLOCK_SIZE, most_kept=plan.most_kept)
+        self._store = store
         self._secret = secrets.token_bytes(32)  # names of blocks cannot be guessed
         self._pace = Pace(LEAST_CHUNK_LATENT if model.config.is_mla else LEAST_CHUNK)
         self._scheduler = Scheduler(
@@ -79,6 +90,7 @@ class Engine:
             max_requests=settings.max_requests,
             clock=self._pace,
             most_drafts=settings.draft_tokens,
+            restore=self._restore,
         )
         self._runner: Runner | None = Runner(model, plan)
         self._running: dict[str, _Running] = {}
@@ -87,6 +99,7 @@ class Engine:
         self._prompt_tokens = 0
         self._output_tokens = Rate()
         self._drafts = self._drafts_kept = 0
+        self._restored_tokens = 0
         self._ended = Rate()
         self._eos_ids = frozenset(tokenizer.eos_ids) | frozenset(model.config.eos_token_ids)
 
@@ -234,6 +247,7 @@ class Engine:
             blocks_cached=kept,
             prefix_query_tokens=scheduler.query_tokens,
             prefix_hit_tokens=scheduler.hit_tokens,
+            prefix_restored_tokens=self._restored_tokens,
             preemptions=scheduler.preemptions,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
@@ -248,10 +262,31 @@ class Engine:
         self._scheduler.check_integrity()
 
     def close(self) -> None:
-        """End every request and give the cache's memory back. A second call does nothing."""
+        """End every request, store computed beginnings, give the cache's memory back. A second call does nothing."""
         for request_id in list(self._running):
             self.abort(request_id)
+        if self._runner is not None and self._store is not None:
+            self._save(self._runner, self._store)
         self._runner = None
+
+    def _save(self, runner: Runner, store: PrefixStore) -> None:
+        """Store as many blocks as there is room for, and drop none of them for another."""
+        room = store.limit_bytes // (runner.block_bytes + HEADER_BYTES)
+        # What was used last is stored last, so that it is the last to be dropped.
+        for name, block in reversed(self._kv_cache.named()[:room]):
+            if not store.write(name, runner.save_block(block)):
+                break
+
+    def _restore(self, name: bytes, block: int) -> bool:
+        if self._store is None or name not in self._store:
+            return False
+        runner = self._open_runner()
+        data = self._store.read(name, runner.block_bytes)
+        if data is None:
+            return False
+        runner.restore_block(block, data)
+        self._restored_tokens += BLOCK_SIZE
+        return True
 
     def _count(self, plan: list[Work]) -> None:
         self._steps += 1
@@ -321,7 +356,10 @@ class Engine:
         # Latent attention takes another form for tokens that the model wrote, and its results differ in the last bits:
         # an answer's blocks are then no prompt's blocks, even of the same text. Elsewhere the role changes nothing.
         border = num_prompt if self.config.is_mla else None
-        return BlockNames(root_name(self._secret, tenant), BLOCK_SIZE, border) if self.plan.most_kept else None
+        if not self.plan.most_kept:
+            return None
+        root = root_name(self._secret, tenant) if self._store is None else self._store.root(tenant)
+        return BlockNames(root, BLOCK_SIZE, border)
 
     def _open_runner(self) -> Runner:
         if self._runner is None:

@@ -126,6 +126,11 @@ class KVCache:
             self._named[name] = block
             self._name_of[block] = name
 
+    def named(self) -> list[tuple[bytes, int]]:
+        """Names and their blocks, those that would be forgotten last first."""
+        held = [block for block in self._named.values() if block not in self._kept]
+        return [(name, block) for block in (*held, *reversed(self._kept)) if (name := self._name_of[block]) is not None]
+
     def release(self, owner: str) -> None:
         """Take ``owner``'s table away; what no other table holds is kept if it has a name, else free."""
         # The end first: it is worth less than the beginning, which more sequences share.

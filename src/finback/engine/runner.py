@@ -31,6 +31,24 @@ class Runner:
         batch = build_batch(plan, every_row=every_row)
         return self.model.forward(batch, self._cache)
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, over all layers."""
+        return sum(array[0].nbytes for layer in self._cache for array in layer.values())
+
+    def save_block(self, block: int) -> list[memoryview]:
+        """What a block holds. Borrowed: read it before the block changes."""
+        return [array[block].reshape(-1).view(np.uint8).data for layer in self._cache for array in layer.values()]
+
+    def restore_block(self, block: int, data: bytes) -> None:
+        """Make a block hold what :meth:`save_block` gave."""
+        at = 0
+        for layer in self._cache:
+            for array in layer.values():
+                there = array[block].reshape(-1).view(np.uint8)
+                there[:] = np.frombuffer(data, np.uint8, len(there), at)
+                at += len(there)
+
 
 def _allocate(model: Model, plan: CachePlan) -> list[dict[str, NDArray[Any]]]:
     """Arrays [blocks, block size, ...] per layer: zero pages, which take no memory until they are written."""

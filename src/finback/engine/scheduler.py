@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -66,6 +67,10 @@ def _rank(request: Request) -> tuple[int, int]:
     return -request.priority, request.arrival
 
 
+def _nothing_is_stored(name: bytes, block: int) -> bool:
+    return False
+
+
 class Clock(Protocol):
     """What the scheduler wants to know about time."""
 
@@ -87,14 +92,19 @@ class Scheduler:
         max_requests: int,
         clock: Clock,
         most_drafts: int = 0,
+        restore: Callable[[bytes, int], bool] = _nothing_is_stored,
     ) -> None:
-        """``most_drafts``: tokens of one request that are guessed for one step, at most."""
+        """``most_drafts``: tokens of one request that are guessed for one step, at most.
+
+        ``restore(name, block)`` fills a block from elsewhere with what the name stands for, if it can.
+        """
         self._cache = cache
         self._batch_tokens = batch_tokens
         # Each running answer needs a token of every step's budget: never run more than can be served.
         self._max_running = min(max_requests, batch_tokens)
         self._clock = clock
         self._most_drafts = most_drafts
+        self._restore = restore
         self._tenants: dict[str, _Tenant] = {}
         self._running: list[Request] = []  # best rank first
         self._promised: dict[bytes, Request] = {}  # name of a block -> the running request that will fill it
@@ -277,11 +287,20 @@ class Scheduler:
             self._cache.release(request.id)
             return False
         self._cache.grow(request.id, len(request.tokens))
+        found = self._restored(request, names, found)
         request.num_computed = found * self._cache.block_size
         for name in names[found:]:
             self._promised.setdefault(name, request)
         self._count_hit(request)
         return True
+
+    def _restored(self, request: Request, names: list[bytes], found: int) -> int:
+        """Fill the blocks after the first ``found`` from what is stored; returns how many hold what they should."""
+        table = self._cache.table(request.id)
+        while found < len(names) and self._restore(names[found], table[found]):
+            self._cache.name(request.id, found, names[found])
+            found += 1
+        return found
 
     def _is_promised(self, request: Request) -> bool:
         """Whether a running request, no less important, is about to compute what this one needs next."""

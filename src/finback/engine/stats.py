@@ -21,6 +21,7 @@ class EngineStats:
     blocks_cached: int  # now, and hold a beginning that no request uses: as good as free
     prefix_query_tokens: int  # of prompts that were looked up in the cache
     prefix_hit_tokens: int  # of those, found
+    prefix_restored_tokens: int  # read from disk
     preemptions: int  # times that a request gave its blocks up
     steps: int
     prompt_tokens: int  # computed: without what was found, with what was computed again
