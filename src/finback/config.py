@@ -16,6 +16,7 @@ from finback.errors import ConfigError
 
 KV_DTYPES = ("f32", "bf16", "f16")
 TEXTS = ("format", "kv_dtype", "price_input", "price_cached_input", "price_output")
+SERVER_STORE_MIB = 4096
 PACK_FORMATS = ("q8", "q4")
 # Variables with the prefix that are not settings: read where they act.
 OTHER_VARIABLES = frozenset({"FINBACK_ISA"})
@@ -39,7 +40,7 @@ class Settings:
     max_requests: int = 64  # requests that run in one step
     max_queue: int = 512  # requests that wait; more are refused
     draft_tokens: int = 8  # guessed ahead from what an answer repeats, at most; 0: none are
-    prefix_store_mib: int | None = None  # disk for such beginnings, to survive a restart; None: 0, for a server 4096
+    prefix_store_mib: int | None = None  # disk for such beginnings, to survive a restart; None: 0, for servers 4096
     prefix_cache_mib: int = 1024  # memory for beginnings that later requests may share; 0: none are kept
     price_input: str | None = None  # money for a million tokens, in decimal digits; None: money is not counted
     price_cached_input: str | None = None  # of prompt tokens found in the cache; None: as price_input
@@ -60,6 +61,10 @@ class Settings:
         _check_range("prefix_cache_mib", self.prefix_cache_mib, 0, 1 << 24)
         _check_choice("format", self.format, PACK_FORMATS)
         _check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
+
+    def for_server(self) -> Settings:
+        """What is left open, as it suits a server: it is restarted with its users' conversations unfinished."""
+        return self if self.prefix_store_mib is not None else replace(self, prefix_store_mib=SERVER_STORE_MIB)
 
     def override(self, **values: Any) -> Settings:
         """A copy with every value that is not None replaced."""

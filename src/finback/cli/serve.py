@@ -32,7 +32,7 @@ def serve(
     from finback.cli.models import load
     from finback.cli.output import note
 
-    settings = settings_of(threads, context, format)
+    settings = settings_of(threads, context, format).for_server()
     server.require_guard(host, settings.home)
     signal.signal(signal.SIGTERM, _leave)
     with load(model, settings) as loaded:

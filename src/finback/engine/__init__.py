@@ -6,5 +6,5 @@ runner       from a schedule to arrays; owns the cache's memory         sampler 
 answer       from tokens to text, up to a stop string                   engine     add, abort, step
 defaults     the settings that a model's makers publish                 turns      one engine for several threads
 stats        what was done, in numbers                                  pace       what steps of each size take
-speculation  guessing ahead what an answer repeats
+speculation  guessing ahead what an answer repeats                      kv_store   blocks on disk
 """

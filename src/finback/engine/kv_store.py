@@ -65,19 +65,19 @@ class PrefixStore:
         """What the files take."""
         return self._used
 
-    def read(self, name: bytes, size: int) -> bytes | None:
+    def read(self, name: bytes, size: int) -> memoryview | None:
         """The block of this name, ``size`` bytes; None if it is not there or damaged."""
         if name not in self._sizes:
             return None
         try:
-            stored = self._path(name).read_bytes()
+            stored = memoryview(self._path(name).read_bytes())
             os.utime(self._path(name))
         except OSError as error:  # another process may have dropped it
             log.warning("a stored prefix cannot be read: %s", error)
             self._drop(name)
             return None
         header, block = stored[:HEADER_BYTES], stored[HEADER_BYTES:]
-        if len(block) != size or not hmac.compare_digest(header, self._header(name, [block])):
+        if len(block) != size or not hmac.compare_digest(bytes(header), self._header(name, [block])):
             log.warning("the stored prefix %s is damaged and was dropped", self._path(name))
             self._drop(name)
             return None

@@ -40,7 +40,7 @@ class Runner:
         """What a block holds. Borrowed: read it before the block changes."""
         return [array[block].reshape(-1).view(np.uint8).data for layer in self._cache for array in layer.values()]
 
-    def restore_block(self, block: int, data: bytes) -> None:
+    def restore_block(self, block: int, data: memoryview) -> None:
         """Make a block hold what :meth:`save_block` gave."""
         at = 0
         for layer in self._cache:
