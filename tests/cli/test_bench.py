@@ -92,7 +92,7 @@ def test_prefill_times_the_prompt_beyond_its_depth(
 
 
 def test_decode_times_steps_in_which_every_sequence_writes(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = loaded(batch_tokens=64)
+    model = loaded(batch_tokens=64, draft_tokens=0)
     timer = _Timer(model, Load(8, 5, 30, 3, 1))
     ticks: list[int] = []
     batches = model.engine.model.batches
