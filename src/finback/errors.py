@@ -25,6 +25,7 @@ A message says what is wrong and why; ``hint`` says what to do about it, and the
     │   └── LimitReached          a key's limit; ``retry_after_s`` says when it is worth trying again
     │       └── BudgetSpent       its money, which does not come back by waiting
     ├── LedgerError               what was used cannot be booked
+    ├── Unavailable               the server takes no requests now; ``retry_after_s`` says when to ask again
     └── EngineError               the engine could not go on with a request or at all
         └── QueueFull             too many requests wait already; ``retry_after_s`` is a good time to ask again
 """
@@ -135,6 +136,14 @@ class BudgetSpent(LimitReached):
 
 class LedgerError(FinbackError):
     """What was used cannot be booked."""
+
+
+class Unavailable(FinbackError):
+    """The server takes no requests now. ``retry_after_s``: when to ask again."""
+
+    def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class EngineError(FinbackError):

@@ -61,6 +61,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("FINBACK_THREADS", "FINBACK_CONTEXT", "FINBACK_FORMAT", "HF_TOKEN", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FINBACK_HOME", str(folder))
+    monkeypatch.setenv("FINBACK_CONFIG", "")  # the developer's own file shall not matter
     monkeypatch.setattr("finback.hub.wheel._download", _no_download)
     return folder
 

@@ -13,7 +13,21 @@ from finback import __version__
 from finback.errors import ChecksumMismatch, FinbackError
 from tests.cli.conftest import Cli
 
-COMMANDS = ("chat", "run", "serve", "pull", "list", "show", "rm", "bench", "doctor", "version", "keys", "usage")
+COMMANDS = (
+    "chat",
+    "run",
+    "serve",
+    "pull",
+    "list",
+    "show",
+    "rm",
+    "bench",
+    "doctor",
+    "version",
+    "keys",
+    "usage",
+    "config",
+)
 
 
 def program(*arguments: str, code: str = "", **environ: str) -> subprocess.CompletedProcess[str]:

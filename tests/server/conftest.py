@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
+from finback.api import LoadedModel
 from finback.engine.request import SamplingParams
 from finback.meter.ledger import Ledger
 from finback.meter.money import prices_of
 from finback.meter.sqlite import SqliteBooks
 from finback.server.app import create_app
+from finback.server.edge import Gate
 from finback.server.keys import KeyStore
+from finback.server.listener import Listener, Patience, listen
 from finback.server.worker import EngineWorker
 from finback.text.chat import Piece
 from finback.text.reasoning import ReasoningSplitter
@@ -39,24 +42,6 @@ class PlainChat:
 
 
 @dataclass
-class Served:
-    """What a loaded model shows to the server."""
-
-    engine: Any
-    name: str = "tiny"
-    chat_format: Any = field(default_factory=PlainChat)
-    defaults: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0.0))
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.engine.tokenizer
-
-    @property
-    def context(self) -> int:
-        return self.engine.context
-
-
-@dataclass
 class Running:
     """A server that answers at ``url``; ``engine`` is the one behind it, ``home`` where its keys are."""
 
@@ -64,6 +49,8 @@ class Running:
     engine: Any
     app: Any
     home: Path
+    gate: Gate
+    model: LoadedModel
 
 
 @pytest.fixture
@@ -71,12 +58,15 @@ def serve(make_engine: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[
     """``serve(model=None, blocks=64, **settings)`` starts a server and stops it after the test."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(model: Any = None, **options: Any) -> Running:
+    def start(model: Any = None, patience: Patience | None = None, **options: Any) -> Running:
         engine = make_engine(model, **options)
+        served = LoadedModel("tiny", engine, PlainChat(), SamplingParams(temperature=0.0))
         ledger = Ledger(SqliteBooks(tmp_path))
         prices = prices_of(engine.settings)
-        app = create_app(Served(engine), EngineWorker(engine), KeyStore(tmp_path), ledger, prices=prices)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
+        worker, gate = EngineWorker(engine, served.renew), Gate()
+        app = create_app(served, worker, KeyStore(tmp_path), ledger, gate=gate, prices=prices)
+        config = listen(app, engine.settings.override(port=0), patience)
+        server = Listener(config, gate, worker, grace_s=2)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         deadline = time.monotonic() + 10
@@ -85,7 +75,7 @@ def serve(make_engine: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[
         assert server.started
         running.append((server, thread))
         port = server.servers[0].sockets[0].getsockname()[1]
-        return Running(f"http://127.0.0.1:{port}", engine, app, tmp_path)
+        return Running(f"http://127.0.0.1:{port}", engine, app, tmp_path, gate, served)
 
     yield start
     for server, thread in running:

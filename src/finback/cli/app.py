@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from finback.cli import bench, chat, doctor, keys, list, pull, rm, run, serve, show, usage, version
+from finback.cli import bench, chat, config, doctor, keys, list, pull, rm, run, serve, show, usage, version
 from finback.errors import FinbackError
 
 
@@ -81,3 +81,4 @@ for _command in (chat, run, serve, pull, list, show, rm, usage, bench, doctor, v
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_command, _name))
 app.add_typer(keys.app, name="keys")
+app.add_typer(config.app, name="config")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from finback.config import Settings, load_settings
+from finback.config import Settings, load_settings, resolve
 
 
 def complete_model(incomplete: str) -> Iterable[tuple[str, str]]:
@@ -40,9 +41,21 @@ Context = Annotated[
 Format = Annotated[
     str | None, typer.Option("--format", metavar="q8|q4", help="Pack a BF16, F16 or FP8 model narrower; see `show`.")
 ]
+Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 127.0.0.1 by default.")]
+Port = Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="8000 by default; 0: any free one.")]
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate chain, PEM.")]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key, PEM.")]
+LogFormat = Annotated[
+    str | None, typer.Option("--log-format", metavar="text|json", help="json: a line for every request, too.")
+]
+Grace = Annotated[
+    int | None, typer.Option("--grace", metavar="SECONDS", help="For running requests to end after SIGTERM.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def settings_of(threads: int | None = None, context: int | None = None, format: str | None = None) -> Settings:
-    """The environment's settings with the options on top."""
-    return load_settings().override(threads=threads, context=context, format=format)
+def settings_of(
+    threads: int | None = None, context: int | None = None, format: str | None = None, **others: Any
+) -> Settings:
+    """The settings of the file and the environment with the options on top."""
+    return resolve({"threads": threads, "context": context, "format": format, **others}).settings

@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from finback.cli.options import Context, Format, Threads, complete_model, settings_of
+from finback.cli.options import (
+    Context,
+    Format,
+    Grace,
+    Host,
+    LogFormat,
+    Port,
+    Threads,
+    TlsCert,
+    TlsKey,
+    complete_model,
+    settings_of,
+)
 from finback.hub.catalog import DEFAULT_MODEL
 
 
@@ -17,30 +29,38 @@ def serve(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A name, a repository or a path.", autocompletion=complete_model)
     ] = DEFAULT_MODEL,
-    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", min=0, max=65535, help="0: any free one.")] = 8000,
+    host: Host = None,
+    port: Port = None,
     threads: Threads = None,
     context: Context = None,
     format: Format = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    log_format: LogFormat = None,
+    grace: Grace = None,
 ) -> None:
     """Serve a model over HTTP.
 
     OpenAI's dialect at /v1/chat/completions, /v1/completions and /v1/models. Without keys (see `finback keys`) it
-    serves this machine only.
+    serves this machine only. Ctrl-C or SIGTERM lets running requests end; a second one does not.
     """
     from finback import server
     from finback.cli.models import load
     from finback.cli.output import note
 
-    settings = settings_of(threads, context, format).for_server()
-    server.require_guard(host, settings.home)
+    chosen = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
+    settings = settings_of(threads, context, format, **chosen, log_format=log_format, grace_s=grace)
+    settings = settings.for_server()
+    server.require_guard(settings.host, settings.home)
+    if not server.is_loopback(settings.host) and settings.tls_cert is None:
+        note("keys and prompts travel unencrypted: use --tls-cert and --tls-key, or a proxy that encrypts")
     signal.signal(signal.SIGTERM, _leave)
     with load(model, settings) as loaded:
 
         def announce(url: str) -> None:
             note(f"serving {loaded.name} at {url}/v1 (context {loaded.context} tokens). Ctrl-C ends it.")
 
-        server.run(loaded, host=host, port=port, on_ready=announce)
+        server.run(loaded, settings, on_ready=announce)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

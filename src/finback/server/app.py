@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,15 +15,15 @@ from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from finback.errors import FinbackError, Forbidden, UnknownModel
+from finback.errors import FinbackError, Forbidden, Unavailable, UnknownModel
 from finback.meter.ledger import Ledger
 from finback.meter.money import Prices
 from finback.server.access import Endpoint, Guard, Policy
 from finback.server.booking import Desk, Visit
+from finback.server.edge import Edge, Gate
 from finback.server.keys import Key, KeyStore
 from finback.server.limits import Accounts, Till
 from finback.server.openai import Answer, Served, Submit, start_chat, start_completion
@@ -34,6 +33,8 @@ from finback.server.usage import usage_report
 from finback.server.worker import EngineWorker
 
 MAX_BODY_BYTES = 32 << 20
+STOPPING_RETRY_S = 5.0  # by then another server may have taken over
+BODY_GRACE_S, BODY_BYTES_PER_S = 10.0, 16 << 10  # a body may take that long, and longer if it comes at this rate
 CLIENT_CLOSED = 499  # nginx's status for a client that left; no one reads it
 KEEP_ALIVE_S = 10.0  # a comment this often while a long prompt is read, so that no proxy gives up
 
@@ -61,15 +62,18 @@ def create_app(
     keys: KeyStore,
     ledger: Ledger,
     *,
+    gate: Gate | None = None,
     prices: Prices | None = None,
     always_keyed: bool = False,
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Starlette:
     """The application that serves one model. The worker and the ledger live as long as it does.
 
     ``always_keyed``: ask for keys even while there are none.
     """
     desk = Desk(model.name, model.context, worker, ledger, prices)
-    service = Service(model, worker, keys, desk, Accounts(Till(ledger.spent, prices)))
+    gate = gate or Gate()
+    service = Service(model, worker, keys, desk, Accounts(Till(ledger.spent, prices)), gate, max_body_bytes)
     table = endpoints(service)
 
     @asynccontextmanager
@@ -92,19 +96,30 @@ def create_app(
     app.router.redirect_slashes = False  # a redirect would repeat whatever Host the client sent
     app.state.endpoints = table
     app.add_middleware(Guard, endpoints=table, keys=keys, always=always_keyed)
-    app.add_middleware(RequestId)
+    app.add_middleware(Edge, gate=gate, on_end=lambda *_: None)
     return app
 
 
 class Service:
     """The routes of one served model."""
 
-    def __init__(self, model: Served, worker: EngineWorker, keys: KeyStore, desk: Desk, accounts: Accounts) -> None:
+    def __init__(
+        self,
+        model: Served,
+        worker: EngineWorker,
+        keys: KeyStore,
+        desk: Desk,
+        accounts: Accounts,
+        gate: Gate,
+        max_body_bytes: int,
+    ) -> None:
         self._model = model
         self._worker = worker
         self._keys = keys
         self._desk = desk
         self._accounts = accounts
+        self._gate = gate
+        self._max_body_bytes = max_body_bytes
         self._since = int(time.time())
 
     async def live(self, request: Request) -> Response:
@@ -113,8 +128,8 @@ class Service:
 
     async def ready(self, request: Request) -> Response:
         """Requests can be served."""
-        alive = self._worker.alive
-        return respond({"status": "ok" if alive else "stopping"}, status=200 if alive else 503)
+        ready = self._worker.alive and not self._gate.draining
+        return respond({"status": "ok" if ready else "stopping"}, status=200 if ready else 503)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -147,10 +162,12 @@ class Service:
 
     async def _metered(self, request: Request, shape: type[Body], start: Start[Body]) -> Response:
         """An answer within the limits of the request's key. The booking keeps the seat, once there is one."""
+        if self._gate.draining:
+            raise Unavailable("the server is stopping", retry_after_s=STOPPING_RETRY_S)
         seat = self._accounts.enter(request.scope["key"])
         visit = Visit(request.scope["request_id"], request.url.path, seat)
         try:
-            body = parse(await read_body(request), shape)
+            body = parse(await read_body(request, self._max_body_bytes), shape)
             self._require_model(body.model)
             answer = await start(body, self._model, partial(self._desk.submit, visit))
         except BaseException:
@@ -172,13 +189,24 @@ class Service:
             raise UnknownModel(f"the model {name!r} is not served here", hint=f"this server has {self._model.name!r}")
 
 
-async def read_body(request: Request) -> bytes:
-    """The whole body, up to MAX_BODY_BYTES."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES >> 20} MiB")
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body: bounded in size, not compressed, and not dripping in."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise HTTPException(415, "compressed bodies are not taken")
+    if int(request.headers.get("content-length", 0)) > limit:  # h11 has seen that it is a number
+        raise HTTPException(413, f"the body is larger than {limit >> 20} MiB")
+    body, began = bytearray(), asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(BODY_GRACE_S) as deadline:
+            async for part in request.stream():
+                body += part
+                if len(body) > limit:
+                    raise HTTPException(413, f"the body is larger than {limit >> 20} MiB")
+                deadline.reschedule(began + BODY_GRACE_S + len(body) / BODY_BYTES_PER_S)
+    except TimeoutError:
+        raise HTTPException(408, "the body did not come in time", {"connection": "close"}) from None
+    except ClientDisconnect:
+        raise HTTPException(CLIENT_CLOSED) from None
     return bytes(body)
 
 
@@ -220,22 +248,3 @@ async def events(chunks: AsyncIterator[Json], answer: Answer) -> AsyncIterator[b
     finally:
         pending.cancel()
         answer.close()
-
-
-class RequestId:
-    """Gives every response an ``x-request-id``, which clients log."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; add the header to its response."""
-        scope["request_id"] = uuid.uuid4().hex
-        request_id = scope["request_id"].encode()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)

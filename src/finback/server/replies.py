@@ -19,6 +19,7 @@ from finback.errors import (
     PromptTooLong,
     QueueFull,
     Unauthorized,
+    Unavailable,
     UnknownModel,
 )
 
@@ -36,6 +37,7 @@ _KINDS: tuple[tuple[type[FinbackError], int, str, str | None], ...] = (
     (UnknownModel, 404, "invalid_request_error", "model_not_found"),
     (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),
     (InvalidRequest, 400, "invalid_request_error", None),
+    (Unavailable, 503, "server_error", "server_stopping"),
     (FinbackError, 500, "server_error", None),
 )
 

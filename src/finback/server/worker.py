@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from finback.engine.request import SamplingParams, StepOutput, Usage
 from finback.engine.stats import EngineStats
-from finback.errors import EngineError
+from finback.errors import EngineError, Unavailable
 
 log = logging.getLogger("finback.server")
 
@@ -158,7 +158,7 @@ class EngineWorker:
         written, whenever some were.
         """
         if not self.alive:
-            raise EngineError("the server is shutting down")
+            raise Unavailable("the server is stopping", retry_after_s=5.0)
         streams = [Stream(f"req-{next(self._ids)}", job, on_tokens, self._request_abort) for job in jobs]
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._commands.put(lambda: self._add(streams, accepted, tenant=tenant, priority=priority))
