@@ -13,7 +13,7 @@ its request.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -195,10 +195,7 @@ class LoadedModel:
 
     def renew(self) -> Engine:
         """Another engine on the same weights, in place of one that failed; the old one's requests are gone."""
-        old, model = self.engine, self.engine.model
-        with suppress(Exception):  # whatever state it is in, it shall give its memory back
-            old.close()
-        self.engine = Engine(model, old.tokenizer, old.settings, plan=old.plan)
+        self.engine = self.engine.renewed()
         self._turns = Turns(self.engine)
         return self.engine
 

@@ -77,7 +77,7 @@ def test_a_hung_up_request_is_closed_with_what_was_computed(serve: Callable[...,
         for number, _ in enumerate(response.iter_lines()):
             if number == 6:
                 break
-    assert until(lambda: all_closed(running.home))
+    assert until(lambda: bool(rows(running.home)) and all_closed(running.home))
     [row] = rows(running.home).values()
     assert (row["finish_reason"], row["status"]) == ("abort", 499)
     assert 3 <= row["output_tokens"] < 400

@@ -269,6 +269,11 @@ class Engine:
             self._save(self._runner, self._store)
         self._runner = None
 
+    def renewed(self) -> Engine:
+        """Another engine on the same weights, for when this one's books are wrong: it saves nothing, and is closed."""
+        model, self._runner = self.model, None
+        return Engine(model, self.tokenizer, self.settings, plan=self.plan, store=self._store)
+
     def _save(self, runner: Runner, store: PrefixStore) -> None:
         """Store as many blocks as there is room for, and drop none of them for another."""
         room = store.limit_bytes // (runner.block_bytes + HEADER_BYTES)
