@@ -14,19 +14,8 @@ from finback.errors import ChecksumMismatch, FinbackError
 from tests.cli.conftest import Cli
 
 COMMANDS = (
-    "chat",
-    "run",
-    "serve",
-    "pull",
-    "list",
-    "show",
-    "rm",
-    "bench",
-    "doctor",
-    "version",
-    "keys",
-    "usage",
-    "config",
+    *("chat", "run", "serve", "pull", "list", "show", "rm", "ps", "usage", "bench", "doctor", "version"),
+    *("keys", "config"),
 )
 
 

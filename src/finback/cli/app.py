@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from finback.cli import bench, chat, config, doctor, keys, list, pull, rm, run, serve, show, usage, version
+from finback.cli import bench, chat, config, doctor, keys, list, ps, pull, rm, run, serve, show, usage, version
 from finback.errors import FinbackError
 
 
@@ -77,7 +77,7 @@ def _options(
     """Options that come before the command; both act elsewhere."""
 
 
-for _command in (chat, run, serve, pull, list, show, rm, usage, bench, doctor, version):
+for _command in (chat, run, serve, pull, list, show, rm, ps, usage, bench, doctor, version):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_command, _name))
 app.add_typer(keys.app, name="keys")

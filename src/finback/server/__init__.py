@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,19 +21,23 @@ def run(model: LoadedModel, settings: Settings, *, on_ready: Callable[[str], Non
     from finback.meter.ledger import Ledger
     from finback.meter.money import prices_of
     from finback.meter.sqlite import SqliteBooks
+    from finback.server import logs
     from finback.server.app import create_app
     from finback.server.edge import Gate
     from finback.server.keys import KeyStore
     from finback.server.listener import Listener, listen, require_free
+    from finback.server.presence import announced
     from finback.server.worker import EngineWorker
 
     require_free(settings.host, settings.port)
     prices, gate = prices_of(settings), Gate()
     worker = EngineWorker(model.engine, model.renew)
+    keys = KeyStore(settings.home)
+    local_key = keys.create_passing("finback ps")
     app = create_app(
         model,
         worker,
-        KeyStore(settings.home),
+        keys,
         Ledger(SqliteBooks(settings.home)),
         gate=gate,
         prices=prices,
@@ -40,7 +45,17 @@ def run(model: LoadedModel, settings: Settings, *, on_ready: Callable[[str], Non
         max_body_bytes=settings.max_body_mib << 20,
     )
     config = listen(app, settings)
-    Listener(config, gate, worker, grace_s=settings.grace_s, on_ready=on_ready).run()
+    logs.set_up(settings.log_format)
+    with ExitStack() as stack:
+
+        def ready(url: str) -> None:
+            here = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            record = {"url": here, "model": model.name, "key": local_key}
+            stack.enter_context(announced(settings.home, record))
+            if on_ready is not None:
+                on_ready(url)
+
+        Listener(config, gate, worker, grace_s=settings.grace_s, on_ready=ready).run()
 
 
 def require_guard(host: str, home: Path) -> None:

@@ -22,6 +22,8 @@ from finback.errors import FinbackError, Forbidden, Unauthorized
 from finback.server.keys import Key, KeyStore
 from finback.server.replies import error_response
 
+NO_ROUTE = "none"
+
 
 class Policy(Enum):
     """What a route asks of who calls it. METERED routes also hold the key to its limits."""
@@ -68,7 +70,7 @@ class Guard:
         await app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> Key | None:
-        policy = self._policy(scope)
+        policy, scope["route_path"] = self._policy(scope)
         if policy is Policy.OPEN:
             return None
         headers = Request(scope).headers
@@ -80,12 +82,12 @@ class Guard:
             raise Forbidden("this needs a key made with `finback keys create --admin`")
         return key
 
-    def _policy(self, scope: Scope) -> Policy:
-        """The policy of the route; where there is no route a key is asked for, and then comes 404."""
+    def _policy(self, scope: Scope) -> tuple[Policy, str]:
+        """The policy and the path of the route; where there is none a key is asked for, and then comes 404."""
         for route, policy in self._policies:
             if route.matches(scope)[0] is Match.FULL:
-                return policy
-        return Policy.KEYED
+                return policy, route.path
+        return Policy.KEYED, NO_ROUTE
 
 
 def _valid(keys: KeyStore, authorization: str) -> Key:

@@ -10,22 +10,27 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
+import psutil
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Scope
 
 from finback.errors import FinbackError, Forbidden, Unavailable, UnknownModel
 from finback.meter.ledger import Ledger
 from finback.meter.money import Prices
-from finback.server.access import Endpoint, Guard, Policy
+from finback.server import logs
+from finback.server.access import NO_ROUTE, Endpoint, Guard, Policy
 from finback.server.booking import Desk, Visit
 from finback.server.edge import Edge, Gate
 from finback.server.keys import Key, KeyStore
 from finback.server.limits import Accounts, Till
+from finback.server.metrics import CONTENT_TYPE, Metrics
 from finback.server.openai import Answer, Served, Submit, start_chat, start_completion
 from finback.server.replies import Json, error_body, json_bytes, on_bug, on_finback_error, on_http_error, respond
 from finback.server.schema import ChatRequest, CompletionRequest, UsageQuery, parse, parse_query
@@ -50,6 +55,8 @@ def endpoints(service: Service) -> list[Endpoint]:
         Endpoint("GET", "/health", Policy.KEYED, service.ready),
         Endpoint("GET", "/v1/models", Policy.KEYED, service.models),
         Endpoint("GET", "/v1/models/{name:path}", Policy.KEYED, service.one_model),
+        Endpoint("GET", "/metrics", Policy.ADMIN, service.metrics),
+        Endpoint("GET", "/v1/status", Policy.ADMIN, service.status),
         Endpoint("GET", "/v1/usage", Policy.KEYED, service.usage),
         Endpoint("POST", "/v1/chat/completions", Policy.METERED, service.chat),
         Endpoint("POST", "/v1/completions", Policy.METERED, service.completions),
@@ -71,7 +78,8 @@ def create_app(
 
     ``always_keyed``: ask for keys even while there are none.
     """
-    desk = Desk(model.name, model.context, worker, ledger, prices)
+    metrics = Metrics()
+    desk = Desk(model.name, model.context, worker, ledger, metrics, prices)
     gate = gate or Gate()
     service = Service(model, worker, keys, desk, Accounts(Till(ledger.spent, prices)), gate, max_body_bytes)
     table = endpoints(service)
@@ -96,7 +104,7 @@ def create_app(
     app.router.redirect_slashes = False  # a redirect would repeat whatever Host the client sent
     app.state.endpoints = table
     app.add_middleware(Guard, endpoints=table, keys=keys, always=always_keyed)
-    app.add_middleware(Edge, gate=gate, on_end=lambda *_: None)
+    app.add_middleware(Edge, gate=gate, on_end=partial(_on_end, metrics))
     return app
 
 
@@ -139,6 +147,20 @@ class Service:
         """GET /v1/models/{name}."""
         self._require_model(request.path_params["name"])
         return respond(self._card())
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics, for Prometheus."""
+        stats, failures = self._worker.stats(), self._worker.failures
+        text = self._desk.metrics.render(stats, engine_failures=failures, connections=self._gate.active)
+        return Response(text, media_type=CONTENT_TYPE)
+
+    async def status(self, request: Request) -> Response:
+        """GET /v1/status: what the server is doing now."""
+        memory = psutil.Process().memory_info().rss
+        state = "stopping" if self._gate.draining else "serving"
+        card = {"object": "status", "model": self._model.name, "context": self._model.context, "state": state}
+        now = {"uptime_s": int(time.time()) - self._since, "memory_bytes": memory}
+        return respond({**card, **now, **asdict(self._worker.stats())})
 
     async def usage(self, request: Request) -> Response:
         """GET /v1/usage: what the key has used; an admin's key may ask for another with ``key``."""
@@ -187,6 +209,21 @@ class Service:
     def _require_model(self, name: str) -> None:
         if name != self._model.name:
             raise UnknownModel(f"the model {name!r} is not served here", hint=f"this server has {self._model.name!r}")
+
+
+def _on_end(metrics: Metrics, scope: Scope, status: int, seconds: float) -> None:
+    route = scope.get("route_path", NO_ROUTE)
+    metrics.replied(route, status)
+    key = scope.get("key")
+    logs.note(
+        "request",
+        request_id=scope["request_id"],
+        key=key and key.id,
+        method=scope["method"] if route != NO_ROUTE else "",
+        route=route,
+        status=status,
+        duration_ms=round(seconds * 1000),
+    )
 
 
 async def read_body(request: Request, limit: int) -> bytes:

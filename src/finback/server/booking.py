@@ -17,7 +17,9 @@ from typing import NamedTuple
 from finback.errors import LedgerError
 from finback.meter.ledger import Entry, Ledger, now_ms
 from finback.meter.money import Prices
+from finback.server import logs
 from finback.server.limits import Seat
+from finback.server.metrics import Metrics
 from finback.server.worker import EngineWorker, Job, Stream
 
 log = logging.getLogger("finback.server")
@@ -115,17 +117,48 @@ class Booking:
                 finish_reason=",".join(reasons),
                 status=max(STATUSES[reason] for reason in reasons),
             )
+            per_token = [s.seconds_per_token for s in self.streams if s.seconds_per_token is not None]
+            self._desk.metrics.answered(closed, per_token)
+            _note(closed)
             await asyncio.wrap_future(self._desk.ledger.put(closed))
+        except LedgerError:
+            self._desk.metrics.unbooked += 1
+            raise
         finally:
             self._visit.seat.leave()
+
+
+def _note(entry: Entry) -> None:
+    first = None if entry.first_token_ms is None else entry.first_token_ms - entry.arrived_ms
+    logs.note(
+        "answer",
+        request_id=entry.id,
+        key=entry.key_id,
+        model=entry.model,
+        finish_reason=entry.finish_reason,
+        prompt_tokens=entry.prompt_tokens,
+        cached_tokens=entry.cached_tokens,
+        output_tokens=entry.output_tokens,
+        first_token_ms=first,
+        duration_ms=(entry.ended_ms or 0) - entry.arrived_ms,
+    )
 
 
 class Desk:
     """Takes requests in: sets their budget aside, hands them to the engine, opens their rows."""
 
-    def __init__(self, model: str, context: int, worker: EngineWorker, ledger: Ledger, prices: Prices | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        context: int,
+        worker: EngineWorker,
+        ledger: Ledger,
+        metrics: Metrics,
+        prices: Prices | None,
+    ) -> None:
         self.model = model
         self.ledger = ledger
+        self.metrics = metrics
         self._context = context
         self._worker = worker
         self._prices = prices

@@ -78,6 +78,7 @@ class Stream:
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self.usage = Usage(len(job.prompt), 0)
         self.first_token_at: float | None = None  # of the monotonic clock
+        self.ended_at: float | None = None
         self.finish_reason: str | None = None
         self._items: asyncio.Queue[StepOutput] = asyncio.Queue()
         self._on_tokens = on_tokens
@@ -107,7 +108,16 @@ class Stream:
         self._items.put_nowait(output)
         if output.finish_reason is not None and not self.ended.done():
             self.finish_reason = output.finish_reason
+            self.ended_at = time.monotonic()
             self.ended.set_result(None)
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """The mean time between tokens, once the job has ended with more than one."""
+        more = self.usage.completion_tokens - 1
+        if more < 1 or self.first_token_at is None or self.ended_at is None:
+            return None
+        return (self.ended_at - self.first_token_at) / more
 
     def close(self) -> None:
         """Read no further; a job that still runs is aborted."""
