@@ -4,14 +4,15 @@ An answer's reader notices a step's length. Prompt tokens make it longer, by how
 machine, the length of the contexts and on who else computes, so it is measured: how long steps without prompt tokens
 take for about so many answers, and what a prompt token adds. Prompts get ``SHARE`` of what the answers need, so that
 the time per token of a running answer stays below twice what it is without prompts, on average. When more requests
-read than write, each claims as much as the first: else prompts would trickle in beside a few answers, and
-machines are at their best with many. Where even the least useful chunk takes more than its share, prompts sit out
+read than write, each claims as much as the first, within bounds: else prompts would trickle in beside a few answers,
+and machines are at their best with many. Where even the least useful chunk takes more than its share, prompts sit out
 steps until it is paid back. What is computed depends on none of this.
 """
 
 from __future__ import annotations
 
 SHARE = 0.8  # least time for prompts, as a part of the time for answers
+MANY_PROMPTS_S = 0.25  # longest time for prompts, where more of them claim more than that share
 LEAST_CHUNK = 16  # tokens; smaller ones waste most of what every step costs
 LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for every chunk
 SMOOTHING = 0.3  # weight of the newest measurement
@@ -34,15 +35,16 @@ class Pace:
 
     def allowance(self, answers: int, prompts: int) -> int:
         """Tokens of ``prompts`` prompts that the next step may compute beside one of each of ``answers`` answers."""
-        self._share = SHARE * max(1.0, prompts / answers)
         known = self._answer_s.get(_size_class(answers))
         if known is None or self._since_alone >= STALE_STEPS:
             return 0  # so that the step is timed without prompts
-        if self._debt_s > known * answers * self._share / 2:
+        alone = known * answers
+        self._share = SHARE * max(1.0, min(prompts / answers, MANY_PROMPTS_S / alone))
+        if self._debt_s > alone * self._share / 2:
             return 0
         if self._prompt_s is None:
             return self._least_chunk
-        return max(self._least_chunk, int(known * answers * self._share / self._prompt_s))
+        return max(self._least_chunk, int(alone * self._share / self._prompt_s))
 
     def seconds(self, answers: int) -> float:
         """What a step of ``answers`` tokens of answers takes, without prompts: measured, else guessed from fewer."""

@@ -20,7 +20,7 @@ class Drafter:
     """Guesses the tokens after one growing sequence. Invariant: what is indexed ends before the last token."""
 
     def __init__(self) -> None:
-        self._after: dict[tuple[int, ...], int] = {}  # tokens -> where the latest ones stand that followed them
+        self._after: dict[int, int] = {}  # tokens, as one number -> where the latest ones stand that followed them
         self._indexed = MATCH  # next sequence length whose last tokens are to be indexed
         self._guess: Sequence[int] = ()
         self._guessed_at = 0
@@ -30,9 +30,9 @@ class Drafter:
         """Up to ``most`` tokens that may follow ``tokens``. Judges the guess before by what has followed it."""
         self._judge(tokens)
         for end in range(self._indexed, len(tokens)):
-            self._after[tuple(tokens[end - MATCH : end])] = end
+            self._after[_as_number(tokens, end)] = end
         self._indexed = max(self._indexed, len(tokens))
-        found = self._after.get(tuple(tokens[-MATCH:]))
+        found = self._after.get(_as_number(tokens, len(tokens)))
         self._guess = () if found is None else _continued(tokens, found, most)
         self._guessed_at = len(tokens)
         return self._guess
@@ -42,6 +42,14 @@ class Drafter:
             self.chance += SMOOTHING * ((guessed == chosen) - self.chance)
             if guessed != chosen:
                 break
+
+
+def _as_number(tokens: Sequence[int], end: int) -> int:
+    """The tokens before ``end`` in one number, which takes a third of the memory of a tuple of them."""
+    number = 0
+    for token in tokens[max(end - MATCH, 0) : end]:
+        number = number << 32 | token
+    return number
 
 
 def _continued(tokens: Sequence[int], first: int, count: int) -> list[int]:
