@@ -124,8 +124,29 @@ uint64_t read_all(const uint8_t* data, size_t bytes) {
     return sum;
 }
 
+// `rounds` times kByteChains dot products of 32 bytes in registers: what the integer formats could reach at best.
+uint64_t multiply_bytes(size_t rounds) {
+    uint8_t u[32];
+    for (uint8_t i = 0; i < 32; ++i) u[i] = i % 16;
+    const I8x32 x = set1_byte(1);
+    I8x32 codes = load_bytes(u);
+    Partial sums[kByteChains];
+    for (Partial& sum : sums) sum = start_at(set1_i16(0));
+    for (size_t round = 0; round < rounds; ++round) {
+        codes = settled(codes);  // so that no product is taken out of the loop
+        FINBACK_UNROLL(8)
+        for (size_t i = 0; i < kByteChains; ++i) {
+            sums[i] = add_dot(sums[i], codes, x);
+            codes = settled(codes);
+        }
+    }
+    I32x8 sum = total(sums[0]);
+    for (size_t i = 1; i < kByteChains; ++i) sum = sum + total(sums[i]);
+    return static_cast<uint64_t>(max_lane(sum));
+}
+
 }  // namespace
 
-GemmKernels gemm_kernels() { return {&linear, &head_linear, &ffn, &quantize, &read_all}; }
+GemmKernels gemm_kernels() { return {&linear, &head_linear, &ffn, &quantize, &read_all, &multiply_bytes}; }
 
 }  // namespace finback::FINBACK_NAMESPACE

@@ -311,6 +311,24 @@ double read_bandwidth(int64_t bytes, double seconds) {
     return sums[0] == 0 ? 0.0 : best;
 }
 
+// Best pass of multiplying bytes in registers on every thread, for about `seconds`: multiply-adds per second.
+double int8_rate(double seconds) {
+    require(seconds >= 0.0 && seconds <= 60.0, "int8_rate", "seconds must be from 0 to 60, not ", seconds);
+    const nb::gil_scoped_release release;
+    constexpr size_t rounds = 100000;
+    const size_t threads = static_cast<size_t>(thread_count());
+    std::vector<uint64_t> sums(threads * 8, 0);  // a cache line each
+    double best = 0.0;
+    const auto begin = std::chrono::steady_clock::now();
+    for (int pass = 0; pass < 3 || seconds_since(begin) < seconds; ++pass) {
+        const auto start = std::chrono::steady_clock::now();
+        parallel_for(static_cast<int>(threads), threads,
+                     [&](size_t i) { sums[8 * i] += kernels().gemm.multiply_bytes(rounds); });
+        best = std::max(best, static_cast<double>(threads * rounds * kByteChains * 32) / seconds_since(start));
+    }
+    return sums[0] == ~uint64_t{0} ? 0.0 : best;
+}
+
 // ---- registration
 // ------------------------------------------------------------------------------------------------------
 
@@ -356,6 +374,7 @@ void bind_weights(nb::module_& m) {
     bind_packing(m);
     bind_products(m);
     m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "seconds"_a);
+    m.def("int8_rate", &int8_rate, "seconds"_a);
 }
 
 }  // namespace finback

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from finback import _native
-from finback._native import available_isas, isa, read_bandwidth, select_isa, set_threads, threads
+from finback._native import available_isas, int8_rate, isa, read_bandwidth, select_isa, set_threads, threads
 from finback.errors import ConfigError
 from finback.kernels.attention import attention, load_rows, mla_attention, mla_prefill, store_rows
 from finback.kernels.norm_rope import rms_norm, rope
@@ -23,6 +23,7 @@ __all__ = [
     "attention",
     "available_isas",
     "head_linear",
+    "int8_rate",
     "isa",
     "linear",
     "load_rows",
