@@ -77,9 +77,7 @@ def moe_cases(format: str, rows: int) -> tuple[list[Callable[[], object]], int, 
     rng = np.random.default_rng(1)
     x = rng.normal(size=(rows, COLS)).astype(np.float32)
     share = np.full((rows, CHOSEN), 1 / CHOSEN, np.float32)
-    turns = [
-        np.stack([rng.permutation(EXPERTS)[:CHOSEN] for _ in range(rows)]).astype(np.int32) for _ in range(20)
-    ]
+    turns = [np.stack([rng.permutation(EXPERTS)[:CHOSEN] for _ in range(rows)]).astype(np.int32) for _ in range(20)]
     used = statistics.mean(len(np.unique(ids)) for ids in turns)
     nbytes = round(used / EXPERTS * (gate.nbytes + up.nbytes + down.nbytes))
     calls = [lambda ids=ids: kernels.moe(x, ids, share, gate, up, down) for ids in turns]

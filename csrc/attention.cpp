@@ -16,10 +16,11 @@
 namespace finback::FINBACK_NAMESPACE {
 namespace {
 
-constexpr int kTile = 64;                 // positions per step of the online softmax
-constexpr int kChunk = 256;               // positions per partial result
-constexpr int kBlockRows = 96;            // rows that share one widened tile; enough to make the widening cheap
-constexpr int kPanel = 4;                 // vectors of a value row that are summed in registers at once
+constexpr int kTile = 64;        // positions per step of the online softmax
+constexpr int kChunk = 256;      // positions per partial result
+constexpr int kBlockRows = 96;   // rows that share one widened tile; enough to make the widening cheap
+constexpr int kInPlaceRows = 6;  // up to so many rows, keys are converted in registers as they are used
+constexpr int64_t kCacheLine = 64;
 constexpr int64_t kInlineWork = 200'000;  // multiply-adds below which a second thread costs more than it saves
 constexpr int64_t kPartialFloats = int64_t{4} << 20;  // bound on partial results that wait to be folded
 const float kMinusInfinity = -__builtin_inff();
@@ -47,6 +48,7 @@ inline void store8(float* p, F32x8 x) { store(p, x); }
 inline void store8(F16* p, F32x8 x) { store_f16(&p->bits, saturate(x, kLargestF16)); }
 inline void store8(BF16* p, F32x8 x) { store_bf16(&p->bits, saturate(x, kLargestBF16)); }
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // Converts n elements; `to` may be written up to the end of its last whole vector only if `pad` (with zeros).
@@ -68,34 +70,40 @@ inline float exp1(float x) {
     return lanes[0];
 }
 
-// ---- sources: where queries, keys and values come from
-// ---------------------------------------------------------------
+// ---- sources: where queries, keys and values come from --------------------------------------------------------------
 
-// One tile of keys and values as float32 rows; the arrays behind the pointers are the worker's own or the caller's.
-struct Tile {
-    const float* k[kTile];
-    const float* v[kTile];
+// Where the keys and values of one tile lie. Expanded keys continue elsewhere; their source knows where.
+template <class T>
+struct Rows {
+    const T* k[kTile];
+    const T* v[kTile];
+};
+
+// A tile as float32, padded with zeros to whole vectors.
+struct Widened {
+    Rows<float> rows;
     float* k_memory;
     float* v_memory;
 };
 
-// Calls visit(i, row of the cache) for positions first .. first + count - 1 of a sequence.
+// Calls visit(i, n, slot) for each run of positions first + i .. first + i + n - 1 of a token's sequence that lie side
+// by side in the cache, from `slot` on.
 template <class Visit>
-void for_each_slot(const Paging& paging, int64_t token, int64_t first, int count, Visit visit) {
+void for_each_run(const Paging& paging, int64_t token, int64_t first, int count, Visit visit) {
     const int32_t* table = paging.block_tables + paging.seq_ids[token] * paging.max_blocks;
     int64_t block = first / paging.block_size;
     int64_t offset = first % paging.block_size;
-    for (int i = 0; i < count; ++i) {
-        visit(i, table[block] * paging.block_size + offset);
-        if (++offset == paging.block_size) {
-            offset = 0;
-            ++block;
-        }
+    for (int i = 0; i < count; ++block, offset = 0) {
+        const int n = static_cast<int>(smaller(count - i, paging.block_size - offset));
+        visit(i, n, table[block] * paging.block_size + offset);
+        i += n;
     }
 }
 
 template <class T>
 struct GroupedSource {
+    using Element = T;
+    static constexpr bool kKeysAreWhole = true;  // a row of the cache is a key as it is
     const AttentionCall& call;
 
     int64_t tokens() const { return call.tokens; }
@@ -116,23 +124,33 @@ struct GroupedSource {
     float* output(int64_t token, int64_t head, int64_t member) const {
         return call.out + row(token, head, member) * call.value_dim;
     }
-    void load_tile(int64_t token, int64_t head, int64_t first, int count, Tile& tile) const {
-        const int64_t k_pad = padded(call.key_dim), v_pad = padded(call.value_dim);
-        const T* k = static_cast<const T*>(call.k);
-        const T* v = static_cast<const T*>(call.v);
-        for_each_slot(call.paging, token, first, count, [&](int i, int64_t slot) {
-            const int64_t at = slot * call.kv_heads + head;
-            convert<true>(k + at * call.key_dim, call.key_dim, tile.k_memory + i * k_pad);
-            convert<true>(v + at * call.value_dim, call.value_dim, tile.v_memory + i * v_pad);
-            tile.k[i] = tile.k_memory + i * k_pad;
-            tile.v[i] = tile.v_memory + i * v_pad;
+    void locate(int64_t token, int64_t head, int64_t first, int count, Rows<T>& rows) const {
+        const int64_t k_step = call.kv_heads * call.key_dim, v_step = call.kv_heads * call.value_dim;
+        for_each_run(call.paging, token, first, count, [&](int i, int n, int64_t slot) {
+            const T* k = static_cast<const T*>(call.k) + slot * k_step + head * call.key_dim;
+            const T* v = static_cast<const T*>(call.v) + slot * v_step + head * call.value_dim;
+            for (int j = 0; j < n; ++j) {
+                rows.k[i + j] = k + j * k_step;
+                rows.v[i + j] = v + j * v_step;
+            }
         });
+    }
+    void widen(const Rows<T>& rows, int64_t, int count, Widened& to) const {
+        const int64_t k_pad = padded(call.key_dim), v_pad = padded(call.value_dim);
+        for (int i = 0; i < count; ++i) {
+            convert<true>(rows.k[i], call.key_dim, to.k_memory + i * k_pad);
+            convert<true>(rows.v[i], call.value_dim, to.v_memory + i * v_pad);
+            to.rows.k[i] = to.k_memory + i * k_pad;
+            to.rows.v[i] = to.v_memory + i * v_pad;
+        }
     }
 };
 
 // Absorbed MLA: one key per position for all heads, whose first `latent` elements are also the value.
 template <class T>
 struct LatentSource {
+    using Element = T;
+    static constexpr bool kKeysAreWhole = true;
     const MlaCall& call;
 
     int64_t tokens() const { return call.tokens; }
@@ -148,23 +166,30 @@ struct LatentSource {
         const int64_t row = token * call.heads + member;
         for (int64_t i = key_dim(); i < padded(key_dim()); ++i) to[i] = 0.0f;
         convert<false>(call.q_latent + row * call.latent, call.latent, to);
-        convert<false>(call.q_rope + row * call.rope, call.rope, to + call.latent);
+        convert<false>(call.q_rope + row * call.rope_stride, call.rope, to + call.latent);
     }
     float* output(int64_t token, int64_t, int64_t member) const {
         return call.out + (token * call.heads + member) * call.latent;
     }
-    void load_tile(int64_t token, int64_t, int64_t first, int count, Tile& tile) const {
-        const int64_t pad = padded(key_dim());
-        const T* cache = static_cast<const T*>(call.cache);
-        for_each_slot(call.paging, token, first, count, [&](int i, int64_t slot) {
-            convert<true>(cache + slot * key_dim(), key_dim(), tile.k_memory + i * pad);
-            tile.k[i] = tile.v[i] = tile.k_memory + i * pad;
+    void locate(int64_t token, int64_t, int64_t first, int count, Rows<T>& rows) const {
+        for_each_run(call.paging, token, first, count, [&](int i, int n, int64_t slot) {
+            for (int j = 0; j < n; ++j)
+                rows.k[i + j] = rows.v[i + j] = static_cast<const T*>(call.cache) + (slot + j) * key_dim();
         });
+    }
+    void widen(const Rows<T>& rows, int64_t, int count, Widened& to) const {
+        const int64_t pad = padded(key_dim());
+        for (int i = 0; i < count; ++i) {
+            convert<true>(rows.k[i], key_dim(), to.k_memory + i * pad);
+            to.rows.k[i] = to.rows.v[i] = to.k_memory + i * pad;
+        }
     }
 };
 
 // Expanded MLA: keys of one head are [k_nope of the head | k_rope shared by all heads].
 struct ExpandedSource {
+    using Element = float;
+    static constexpr bool kKeysAreWhole = false;
     const MlaPrefillCall& call;
 
     int64_t tokens() const { return call.tokens; }
@@ -182,18 +207,24 @@ struct ExpandedSource {
     float* output(int64_t token, int64_t head, int64_t) const {
         return call.out + (token * call.heads + head) * call.value_dim;
     }
+    void locate(int64_t, int64_t head, int64_t first, int count, Rows<float>& rows) const {
+        for (int i = 0; i < count; ++i) {
+            const int64_t at = (first + i) * call.heads + head;
+            rows.k[i] = call.k_nope + at * call.nope;
+            rows.v[i] = call.v + at * call.value_dim;
+        }
+    }
     // Copied although float32 already: rows of one head lie far apart, often at distances that share one cache set.
-    void load_tile(int64_t, int64_t head, int64_t first, int count, Tile& tile) const {
+    void widen(const Rows<float>& rows, int64_t first, int count, Widened& to) const {
         const int64_t k_pad = padded(key_dim()), v_pad = padded(call.value_dim);
         for (int i = 0; i < count; ++i) {
-            float* k = tile.k_memory + i * k_pad;
-            const int64_t at = (first + i) * call.heads + head;
+            float* k = to.k_memory + i * k_pad;
             for (int64_t d = key_dim(); d < k_pad; ++d) k[d] = 0.0f;
-            convert<false>(call.k_nope + at * call.nope, call.nope, k);
+            convert<false>(rows.k[i], call.nope, k);
             convert<false>(call.k_rope + (first + i) * call.rope, call.rope, k + call.nope);
-            convert<true>(call.v + at * call.value_dim, call.value_dim, tile.v_memory + i * v_pad);
-            tile.k[i] = k;
-            tile.v[i] = tile.v_memory + i * v_pad;
+            convert<true>(rows.v[i], call.value_dim, to.v_memory + i * v_pad);
+            to.rows.k[i] = k;
+            to.rows.v[i] = to.v_memory + i * v_pad;
         }
     }
 };
@@ -206,20 +237,26 @@ struct Number {
     static constexpr int value = n;
 };
 
-// Cuts rows [begin, end) into groups of 3, 2 and 1 for the register tiles. The grouping changes no value.
+// Cuts rows [0, n) into groups of 3, 2 and 1 for the register tiles. The grouping changes no value.
 template <class Body>
-void for_row_groups(int begin, int end, Body body) {
-    int row = begin;
-    for (; end - row >= 5 || end - row == 3; row += 3) body(row, Number<3>{});
-    for (; end - row >= 2; row += 2) body(row, Number<2>{});
-    if (row < end) body(row, Number<1>{});
+void for_row_groups(int n, Body body) {
+    int row = 0;
+    for (; n - row >= 5 || n - row == 3; row += 3) body(row, Number<3>{});
+    for (; n - row >= 2; row += 2) body(row, Number<2>{});
+    if (row < n) body(row, Number<1>{});
 }
 
-// scores[r][j] = scale * (q[r] . keys[j]) for R rows and C keys; each product is summed in eight lanes over ascending
+// Asks for n elements that will be needed soon.
+template <class T>
+inline void fetch(const T* p, int64_t n) {
+    const auto* bytes = reinterpret_cast<const char*>(p);
+    for (int64_t i = 0; i < n * static_cast<int64_t>(sizeof(T)); i += kCacheLine) __builtin_prefetch(bytes + i, 0, 2);
+}
+
+// scores[r][j] = q[r] . keys[j] for R rows and C keys; each product is summed in eight lanes over ascending
 // d.
-template <int R, int C>
-inline void score_tile(const float* q, int64_t q_stride, const float* const* keys, int64_t dim, float scale,
-                       float* scores) {
+template <int R, int C, class T>
+inline void score_tile(const float* q, int64_t q_stride, const T* const* keys, int64_t dim, float* scores) {
     F32x8 acc[R][C];
 #pragma GCC unroll 3
     for (int r = 0; r < R; ++r)
@@ -231,59 +268,75 @@ inline void score_tile(const float* q, int64_t q_stride, const float* const* key
         for (int r = 0; r < R; ++r) rows[r] = load(q + r * q_stride + d);
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
-            const F32x8 key = load(keys[c] + d);
+            const F32x8 key = load8(keys[c] + d);
 #pragma GCC unroll 3
             for (int r = 0; r < R; ++r) acc[r][c] = fma(rows[r], key, acc[r][c]);
         }
     }
-#pragma GCC unroll 3
-    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-        for (int c = 0; c < C; c += 4) {
-            sum4(&acc[r][c], scores + r * kTile + c);
-            for (int i = c; i < c + 4; ++i) scores[r * kTile + i] *= scale;
-        }
+    for (int c = 0; c < C; c += 4) {
+        if constexpr (R >= 2) sum4_pair(&acc[0][c], &acc[1][c], scores + c, scores + kTile + c);
+        if constexpr (R != 2) sum4(&acc[R - 1][c], scores + (R - 1) * kTile + c);
+    }
 }
 
 // acc[r][..] = acc[r][..] * alpha[r] + sum over j of weights[r][j] * values[j][..], j ascending, for R rows, C vectors.
-template <int R, int C>
-inline void value_tile(const float* weights, const float* const* values, int count, int64_t offset, const float* alpha,
-                       float* acc, int64_t acc_stride) {
+// With `next`, the same part of those rows is asked for from memory on the way.
+template <int R, int C, class T>
+inline void value_tile(const float* weights, const T* const* values, const T* const* next, int count, int64_t offset,
+                       const float* alpha, float* acc, int64_t acc_stride) {
     F32x8 sums[R][C];
 #pragma GCC unroll 3
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) sums[r][c] = load(acc + r * acc_stride + c * kLanes) * set1(alpha[r]);
     for (int j = 0; j < count; ++j) {
         F32x8 w[R];
 #pragma GCC unroll 3
         for (int r = 0; r < R; ++r) w[r] = set1(weights[r * kTile + j]);
-#pragma GCC unroll 4
+        const T* row = values[j] + offset;
+        if (next != nullptr) fetch(next[j] + offset, C * kLanes);
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
-            const F32x8 value = load(values[j] + offset + c * kLanes);
+            const F32x8 value = load8(row + c * kLanes);
 #pragma GCC unroll 3
             for (int r = 0; r < R; ++r) sums[r][c] = fma(w[r], value, sums[r][c]);
         }
     }
 #pragma GCC unroll 3
     for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int c = 0; c < C; ++c) store(acc + r * acc_stride + c * kLanes, sums[r][c]);
+}
+
+// What sums relative to `old_max` are multiplied by when the largest score becomes `new_max`. The two shortcuts are
+// what the exponential would give: exactly 1, and any factor of a sum that is still 0.
+inline float shrink(float old_max, float new_max) {
+    if (old_max == new_max) return 1.0f;
+    return old_max == kMinusInfinity ? 0.0f : exp1(old_max - new_max);
 }
 
 // One step of the online softmax: scores become weights; returns what earlier sums of the row must be multiplied by.
 float soften(float* scores, int count, float& row_max, float& row_sum) {
-    const int whole = static_cast<int>(padded(count));
-    for (int j = count; j < whole; ++j) scores[j] = kMinusInfinity;
+    const int whole = count / kLanes * kLanes;
+    const int padded_count = static_cast<int>(padded(count));
+    for (int j = count; j < padded_count; ++j) scores[j] = kMinusInfinity;
     F32x8 top = load(scores);
-    for (int j = kLanes; j < whole; j += kLanes) top = max(top, load(scores + j));
+    for (int j = kLanes; j < padded_count; j += kLanes) top = max(top, load(scores + j));
     const float tile_max = max_lane(top);
     const float new_max = tile_max > row_max ? tile_max : row_max;
-    for (int j = 0; j < whole; j += kLanes) store(scores + j, exp(load(scores + j) - set1(new_max)));
-    for (int j = count; j < whole; ++j) scores[j] = 0.0f;
     F32x8 total = zero();
-    for (int j = 0; j < whole; j += kLanes) total = total + load(scores + j);
-    const float alpha = exp1(row_max - new_max);
+    for (int j = 0; j < whole; j += kLanes) {
+        const F32x8 weights = exp(load(scores + j) - set1(new_max));
+        store(scores + j, weights);
+        total = total + weights;
+    }
+    if (whole < count) {
+        store(scores + whole, exp(load(scores + whole) - set1(new_max)));
+        for (int j = count; j < padded_count; ++j) scores[j] = 0.0f;  // exp gives the least positive number instead
+        total = total + load(scores + whole);
+    }
+    const float alpha = shrink(row_max, new_max);
     row_max = new_max;
     row_sum = fma1(row_sum, alpha, sum(total));
     return alpha;
@@ -305,7 +358,7 @@ struct Partial {
 // Adds a later chunk's result to the sum of the earlier ones.
 void fold(const Partial& total, const Partial& later, int64_t width) {
     const float new_max = *later.max > *total.max ? *later.max : *total.max;
-    const float a = exp1(*total.max - new_max), b = exp1(*later.max - new_max);
+    const float a = shrink(*total.max, new_max), b = shrink(*later.max, new_max);
     *total.max = new_max;
     *total.sum = fma1(*later.sum, b, *total.sum * a);
     for (int64_t i = 0; i < width; i += kLanes)
@@ -329,9 +382,11 @@ struct Block {
 template <class Source>
 class RowWorker {
 public:
+    using Element = typename Source::Element;
+
     static int64_t floats(const Source& source, int64_t rows) {
         const int64_t k_pad = padded(source.key_dim()), v_pad = padded(source.value_dim());
-        return rows * (k_pad + kTile + 2 * v_pad + 5) + kTile * (k_pad + v_pad) + 16;
+        return rows * (k_pad + kTile + 2 * v_pad + 8) + kTile * (k_pad + v_pad) + 16;
     }
 
     RowWorker(const Source& source, float* memory, int64_t max_rows)
@@ -341,15 +396,17 @@ public:
             memory += floats;
             return taken;
         };
-        tile_.k_memory = take(kTile * k_pad_);
-        tile_.v_memory = take(kTile * v_pad_);
+        wide_.k_memory = take(kTile * k_pad_);
+        wide_.v_memory = take(kTile * v_pad_);
         q_ = take(max_rows * k_pad_);
         scores_ = take(max_rows * kTile);
         acc_ = take(max_rows * v_pad_);
         total_ = take(max_rows * v_pad_);
+        visible_ = reinterpret_cast<int64_t*>(take(2 * max_rows));
         max_ = take(max_rows);
         sum_ = take(max_rows);
         alpha_ = take(max_rows);
+        seen_ = reinterpret_cast<int*>(take(max_rows));
         total_max_ = take(max_rows);
         total_sum_ = take(max_rows);
     }
@@ -359,85 +416,163 @@ public:
         block_ = block;
         first_row_ = first_row;
         rows_ = static_cast<int>(last_row - first_row);
-        for (int r = 0; r < rows_; ++r) source_.query(token(r), block.head, member(r), q_ + r * k_pad_);
+        for (int r = 0; r < rows_; ++r) load_query(r);
         longest_ = 0;
-        for (int r = 0; r < rows_; ++r) longest_ = visible(r) > longest_ ? visible(r) : longest_;
+        for (int r = 0; r < rows_; ++r) {
+            visible_[r] = source_.visible(token(r));
+            longest_ = visible_[r] > longest_ ? visible_[r] : longest_;
+        }
+        in_place_ = Source::kKeysAreWhole && rows_ <= kInPlaceRows && k_pad_ == source_.key_dim() &&
+                    v_pad_ == source_.value_dim();
     }
 
     int rows() const { return rows_; }
     int64_t longest() const { return longest_; }
-    bool sees(int row, int64_t chunk) const { return visible(row) > chunk * kChunk; }
+    bool sees(int row, int64_t chunk) const { return visible_[row] > chunk * kChunk; }
     Partial partial(int row) const { return {acc_ + row * v_pad_, max_ + row, sum_ + row}; }
     Partial total(int row) const { return {total_ + row * v_pad_, total_max_ + row, total_sum_ + row}; }
     float* output(int row) const { return source_.output(token(row), block_.head, member(row)); }
 
-    // Leaves in partial(row) the result over the chunk's positions, for every row that sees any of them.
-    void compute(int64_t chunk) {
+    // Leaves in partial(row) the result over the chunk's positions, for every row that sees any of them. Positions up
+    // to `ahead` may be fetched from memory early.
+    void compute(int64_t chunk, int64_t ahead) {
         for (int r = 0; r < rows_; ++r) partial(r).clear(v_pad_);
-        const int64_t end = longest_ < (chunk + 1) * kChunk ? longest_ : (chunk + 1) * kChunk;
+        const int64_t end = smaller(longest_, (chunk + 1) * kChunk);
         for (int64_t first = chunk * kChunk; first < end; first += kTile) {
-            const int count = static_cast<int>(end - first < kTile ? end - first : kTile);
-            source_.load_tile(block_.first, block_.head, first, count, tile_);
-            for (int c = count; c < kTile; ++c) tile_.k[c] = tile_.k[count - 1];  // register tiles take whole groups
-            add_tile(first, count);
+            const int count = locate(first, smaller(longest_, ahead), tile_);
+            next_count_ = locate(first + kTile, smaller(longest_, ahead), next_);
+            if (in_place_) {
+                add_tile(tile_, next_.v, first, count);
+            } else {
+                source_.widen(tile_, first, count, wide_);
+                for (int c = count; c < kTile; ++c) wide_.rows.k[c] = wide_.rows.k[count - 1];
+                add_tile<float>(wide_.rows, nullptr, first, count);
+            }
         }
     }
 
 private:
     int64_t token(int row) const { return block_.first + (first_row_ + row) / source_.group(); }
     int64_t member(int row) const { return (first_row_ + row) % source_.group(); }
-    int64_t visible(int row) const { return source_.visible(token(row)); }
+    // Queries are scaled once instead of every score.
+    void load_query(int row) {
+        float* q = q_ + row * k_pad_;
+        source_.query(token(row), block_.head, member(row), q);
+        for (int64_t d = 0; d < k_pad_; d += kLanes) store(q + d, load(q + d) * set1(source_.scale()));
+    }
     int seen(int row, int64_t first, int count) const {
-        const int64_t n = visible(row) - first;
+        const int64_t n = visible_[row] - first;
         return static_cast<int>(n < 0 ? 0 : n < count ? n : count);
     }
 
-    // Runs of rows that see equally much of the tile go together; each row meets exactly the keys that it sees.
-    void add_tile(int64_t first, int count) {
-        for (int begin = 0; begin < rows_;) {
-            const int keys = seen(begin, first, count);
-            int end = begin + 1;
-            while (end < rows_ && seen(end, first, count) == keys) ++end;
-            if (keys > 0) add_rows(begin, end, keys);
-            begin = end;
+    // Finds the rows of the tile that starts at `first`; behind the last of them the pointers repeat, because register
+    // tiles take keys in whole groups.
+    int locate(int64_t first, int64_t end, Rows<Element>& rows) const {
+        const int count = static_cast<int>(end - first < 0 ? 0 : end - first < kTile ? end - first : kTile);
+        if (count == 0) return 0;
+        source_.locate(block_.first, block_.head, first, count, rows);
+        for (int i = count; i < kTile; ++i) {
+            rows.k[i] = rows.k[count - 1];
+            rows.v[i] = rows.v[count - 1];
+        }
+        return count;
+    }
+
+    // Each row meets exactly the keys that it sees, although rows are computed in groups.
+    template <class T>
+    void add_tile(const Rows<T>& tile, const T* const* next, int64_t first, int count) {
+        for (int r = 0; r < rows_; ++r) seen_[r] = seen(r, first, count);
+        score_rows(tile, count);
+        for (int r = 0; r < rows_; ++r)
+            if (seen_[r] > 0) alpha_[r] = soften(scores_ + r * kTile, seen_[r], max_[r], sum_[r]);
+        sum_rows(tile, next_count_ > 0 ? next : nullptr);
+    }
+
+    // Scores of keys that a row does not see are computed where its group needs them, and ignored.
+    template <class T>
+    void score_rows(const Rows<T>& tile, int count) {
+        const auto score = [&](int r, int j, auto rows, auto keys) {
+            score_tile<decltype(rows)::value, decltype(keys)::value>(q_ + r * k_pad_, k_pad_, tile.k + j, k_pad_,
+                                                                     scores_ + r * kTile + j);
+        };
+        for (int j = 0; j < count; j += kLanes) {
+            fetch_ahead(j);
+            if (rows_ == 1) {
+                score(0, j, Number<1>{}, Number<8>{});
+                continue;
+            }
+            for_row_groups(rows_, [&](int r, auto rows) {
+                const int most = most_seen(r, decltype(rows)::value);
+                if (j < most) score(r, j, rows, Number<4>{});
+                if (j + 4 < most) score(r, j + 4, rows, Number<4>{});
+            });
         }
     }
 
-    void add_rows(int begin, int end, int count) {
-        score_rows(begin, end, count);
-        for (int r = begin; r < end; ++r) alpha_[r] = soften(scores_ + r * kTile, count, max_[r], sum_[r]);
-        sum_rows(begin, end, count);
+    int most_seen(int row, int n) const {
+        int most = seen_[row];
+        for (int r = row + 1; r < row + n; ++r) most = seen_[r] > most ? seen_[r] : most;
+        return most;
+    }
+    int least_seen(int row, int n) const {
+        int least = seen_[row];
+        for (int r = row + 1; r < row + n; ++r) least = seen_[r] < least ? seen_[r] : least;
+        return least;
     }
 
-    void score_rows(int begin, int end, int count) {
-        for (int j = 0; j < count; j += 4)
-            for_row_groups(begin, end, [&](int r, auto group) {
-                score_tile<decltype(group)::value, 4>(q_ + r * k_pad_, k_pad_, tile_.k + j, k_pad_, source_.scale(),
-                                                      scores_ + r * kTile + j);
-            });
+    // Asks for eight rows of the next tile, while this one keeps the arithmetic busy. Values that are used in place
+    // follow while values are summed.
+    void fetch_ahead(int first) const {
+        for (int i = first; i < next_count_ && i < first + kLanes; ++i) {
+            fetch(next_.k[i], source_.key_dim());
+            if (!in_place_ && next_.v[i] != next_.k[i]) fetch(next_.v[i], source_.value_dim());
+        }
     }
 
-    template <int C>
-    void sum_panel(int begin, int end, int count, int64_t offset) {
-        for_row_groups(begin, end, [&](int r, auto group) {
-            value_tile<decltype(group)::value, C>(scores_ + r * kTile, tile_.v, count, offset, alpha_ + r,
-                                                  acc_ + r * v_pad_ + offset, v_pad_);
+    // Adds values of keys [first, count) to one panel of `R` rows; sums from before them shrink only with the first
+    // keys.
+    template <int R, int C, class T>
+    void sum_panel(const Rows<T>& tile, const T* const* next, int row, int first, int count, int64_t offset) {
+        static constexpr float kKeep[3] = {1.0f, 1.0f, 1.0f};
+        value_tile<R, C>(scores_ + row * kTile + first, tile.v + first, next, count - first, offset,
+                         first == 0 ? alpha_ + row : kKeep, acc_ + row * v_pad_ + offset, v_pad_);
+    }
+
+    // One panel of all rows: groups go together as far as all of their rows see, and from there each row alone, which
+    // is the same chain of additions.
+    template <int C, class T>
+    void sum_panels(const Rows<T>& tile, const T* const* next, int64_t offset) {
+        for_row_groups(rows_, [&](int row, auto group) {
+            constexpr int R = decltype(group)::value;
+            const int together = least_seen(row, R);
+            if (together > 0) sum_panel<R, C>(tile, row == 0 ? next : nullptr, row, 0, together, offset);
+            for (int r = row; r < row + R; ++r)
+                if (seen_[r] > together) sum_panel<1, C, T>(tile, nullptr, r, together, seen_[r], offset);
         });
     }
 
-    void sum_rows(int begin, int end, int count) {
+    // A single row takes wider panels: eight sums in flight hide the latency of a multiply-add.
+    template <class T>
+    void sum_rows(const Rows<T>& tile, const T* const* next) {
         int64_t offset = 0;
-        for (; offset + kPanel * kLanes <= v_pad_; offset += kPanel * kLanes)
-            sum_panel<kPanel>(begin, end, count, offset);
-        for (; offset < v_pad_; offset += kLanes) sum_panel<1>(begin, end, count, offset);
+        if (rows_ == 1)
+            for (; offset + 8 * kLanes <= v_pad_; offset += 8 * kLanes)
+                sum_panel<1, 8>(tile, next, 0, 0, seen_[0], offset);
+        for (; offset + 4 * kLanes <= v_pad_; offset += 4 * kLanes) sum_panels<4>(tile, next, offset);
+        for (; offset < v_pad_; offset += kLanes) sum_panels<1>(tile, next, offset);
+        next_count_ = 0;
     }
 
     const Source& source_;
     int64_t k_pad_, v_pad_;
     Block block_{};
     int64_t first_row_ = 0, longest_ = 0;
-    int rows_ = 0;
-    Tile tile_;
+    int rows_ = 0, next_count_ = 0;
+    bool in_place_ = false;
+    Rows<Element> tile_, next_;  // the tile in work and the one behind it
+    Widened wide_;
+    int64_t* visible_;
+    int* seen_;  // keys of the tile in work that a row sees
     float *q_, *scores_, *acc_, *total_, *max_, *sum_, *alpha_, *total_max_, *total_sum_;
 };
 
@@ -493,7 +628,7 @@ void run_whole(const Source& source, const Plan& plan, int threads, float* memor
             worker.begin(block, 0, plan.rows(block));
             for (int r = 0; r < worker.rows(); ++r) worker.total(r).clear(width);
             for (int64_t chunk = 0; chunk < chunks_of(worker.longest()); ++chunk) {
-                worker.compute(chunk);
+                worker.compute(chunk, worker.longest());
                 for (int r = 0; r < worker.rows(); ++r)
                     if (worker.sees(r, chunk)) fold(worker.total(r), worker.partial(r), width);
             }
@@ -556,7 +691,7 @@ private:
             if (begin == end) continue;
             worker.begin(block, begin, end);
             if (worker.longest() <= (first + slot) * kChunk) continue;
-            worker.compute(first + slot);
+            worker.compute(first + slot, (first + slot + 1) * kChunk);
             for (int64_t row = begin; row < end; ++row)
                 keep(worker.partial(static_cast<int>(row - begin)), index, row, slot);
         }

@@ -34,12 +34,12 @@ struct AttentionCall {
 
 struct MlaCall {
     const float* q_latent;  // [tokens, heads, latent]
-    const float* q_rope;    // [tokens, heads, rope]
+    const float* q_rope;    // [tokens, heads], rope_stride apart, of which the first rope elements count
     const void* cache;      // [blocks, block_size, latent + rope]
     float* out;             // [tokens, heads, latent]
     CacheType type;
     Paging paging;
-    int64_t tokens, heads, latent, rope;
+    int64_t tokens, heads, latent, rope, rope_stride;
     float scale;
 };
 

@@ -5,6 +5,7 @@
 
 #include "expert_plan.h"
 #include "product.h"
+#include "rows.h"
 #include "thread_pool.h"
 #include "work.h"
 
@@ -50,7 +51,7 @@ struct Work {
     const FfnCall& call;
     size_t slots;  // n * k
     ExpertPlan plan;
-    Activation* x_groups;  // null if no gate or up weight is of an integer format
+    Rows rows;
     Hidden routed, shared;
     float* thread_memory;  // per thread: gate and up values, or one output chunk of every slot
     size_t thread_floats;
@@ -84,19 +85,14 @@ struct Run {
 
 // Tokens [begin, begin + count) of a run.
 Input input_of(const Work& work, const Run& run, size_t begin, size_t count) {
-    Input in;
-    in.n = count;
-    const size_t cols = run.weights.gate.cols;
-    in.group_stride = cols / kGroupCols;
-    in.value_stride = cols;
-    in.index = run.tokens != nullptr ? run.tokens + begin : nullptr;
-    const size_t first = run.tokens != nullptr ? 0 : begin;
-    in.groups = work.x_groups != nullptr ? work.x_groups + first * in.group_stride : nullptr;
-    in.values = work.call.x + first * cols;
+    if (run.tokens == nullptr) return work.rows.input(begin, 1, count);
+    Input in = work.rows.input(0, 1, count);
+    in.index = run.tokens + begin;
     return in;
 }
 
-void hidden_item(const Work& work, const Run& run, size_t chunk, float* memory) {
+template <class F>
+void hidden_item(const Work& work, const Run& run, size_t chunk, float* memory, F&& expect_next) {
     const size_t first = chunk * kHiddenChunk;
     const size_t rows = run.weights.gate.rows;
     const size_t width = rows - first < kHiddenChunk ? rows - first : kHiddenChunk;
@@ -106,7 +102,9 @@ void hidden_item(const Work& work, const Run& run, size_t chunk, float* memory) 
     for (size_t begin = 0; begin < run.count; begin += kTokenBlock) {
         const size_t count = run.count - begin < kTokenBlock ? run.count - begin : kTokenBlock;
         const Input in = input_of(work, run, begin, count);
+        expect(run.weights.up, run.expert, block);
         product(run.weights.gate, run.expert, block, end, in, {gate, kHiddenChunk, nullptr, nullptr, 0});
+        if (begin == 0) expect_next();
         product(run.weights.up, run.expert, block, end, in, {up, kHiddenChunk, nullptr, nullptr, 0});
         for (size_t t = 0; t < count; ++t)
             finish_hidden(gate + t * kHiddenChunk, up + t * kHiddenChunk, width, run.hidden, run.first_slot + begin + t,
@@ -129,12 +127,17 @@ Run shared_run(const Work& work) { return {*work.call.shared, work.shared, 0, nu
 void hidden_phase(Team& team, const Work& work, float* memory) {
     const size_t shared = hidden_items(work.call.shared), per_run = hidden_items(work.call.routed);
     const size_t items = shared + per_run * work.plan.run_count;
-    for (size_t i = team.next(); i < items; i = team.next()) {
-        if (i < shared)
-            hidden_item(work, shared_run(work), i, memory);
-        else
-            hidden_item(work, routed_run(work, (i - shared) / per_run), (i - shared) % per_run, memory);
-    }
+    const auto run_of = [&](size_t i) {
+        return i < shared ? shared_run(work) : routed_run(work, (i - shared) / per_run);
+    };
+    const auto chunk_of = [&](size_t i) { return i < shared ? i : (i - shared) % per_run; };
+    for_claimed(team, items, [&](size_t item, size_t after) {
+        hidden_item(work, run_of(item), chunk_of(item), memory, [&] {
+            if (after >= items) return;
+            const Run next = run_of(after);
+            expect(next.weights.gate, next.expert, chunk_of(after) * kHiddenChunk / kBlockRows);
+        });
+    });
     team.barrier();
 }
 
@@ -154,24 +157,30 @@ void combine(const Work& work, size_t token, size_t first, size_t width, const f
     for (size_t i = 0; i < width; ++i) out[i] += y[i];
 }
 
-void down_run(const Run& run, size_t block, size_t end, float* out) {
-    product(run.weights.down, run.expert, block, end, run.hidden.rows(run.first_slot, run.count),
-            {out + run.first_slot * kOutChunk, kOutChunk, nullptr, nullptr, 0});
-}
+// The runs whose sum a token's output is: the routed experts', then the shared one's.
+size_t down_runs(const Work& work) { return work.plan.run_count + (work.call.shared != nullptr ? 1 : 0); }
+Run down_run(const Work& work, size_t i) { return i < work.plan.run_count ? routed_run(work, i) : shared_run(work); }
 
-void down_item(const Work& work, size_t chunk, size_t rows, float* memory) {
+void down_item(const Work& work, size_t chunk, size_t after, size_t rows, float* memory) {
     const size_t first = chunk * kOutChunk;
     const size_t width = rows - first < kOutChunk ? rows - first : kOutChunk;
-    const size_t block = first / kBlockRows, end = row_blocks(first + width);
-    for (size_t i = 0; i < work.plan.run_count; ++i) down_run(routed_run(work, i), block, end, memory);
-    if (work.call.shared != nullptr) down_run(shared_run(work), block, end, memory + work.slots * kOutChunk);
+    const size_t block = first / kBlockRows, end = row_blocks(first + width), runs = down_runs(work);
+    for (size_t i = 0; i < runs; ++i) {
+        const bool last = i + 1 == runs;
+        const Run run = down_run(work, i), next = down_run(work, last ? 0 : i + 1);
+        if (!last || after * kOutChunk < rows)
+            expect(next.weights.down, next.expert, last ? after * kOutChunk / kBlockRows : block);
+        const size_t slot = (i < work.plan.run_count ? 0 : work.slots) + run.first_slot;
+        product(run.weights.down, run.expert, block, end, run.hidden.rows(run.first_slot, run.count),
+                {memory + slot * kOutChunk, kOutChunk, nullptr, nullptr, 0});
+    }
     for (size_t token = 0; token < work.call.n; ++token) combine(work, token, first, width, memory);
 }
 
 void down_phase(Team& team, const Work& work, float* memory) {
     const size_t rows = (work.call.shared != nullptr ? work.call.shared : work.call.routed)->down.rows;
     const size_t items = ceil_div(rows, kOutChunk);
-    for (size_t i = team.next(); i < items; i = team.next()) down_item(work, i, rows, memory);
+    for_claimed(team, items, [&](size_t item, size_t after) { down_item(work, item, after, rows, memory); });
 }
 
 bool needs_groups(const GatedWeights* w) {
@@ -182,15 +191,9 @@ size_t multiply_adds(const GatedWeights* w, size_t tokens) {
 }
 
 void run_phases(const Work& work, int threads) {
-    const FfnCall& call = work.call;
-    const size_t cols = (call.shared != nullptr ? call.shared : call.routed)->gate.cols;
     run_on(threads, [&](Team& team) {
         float* memory = work.thread_memory + static_cast<size_t>(team.index) * work.thread_floats;
-        if (work.x_groups != nullptr) {
-            for (size_t i = team.next(); i < call.n; i = team.next())
-                quantize_row(call.x + i * cols, cols, work.x_groups + i * (cols / kGroupCols));
-            team.barrier();
-        }
+        work.rows.prepare(team);
         hidden_phase(team, work, memory);
         down_phase(team, work, memory);
     });
@@ -200,23 +203,21 @@ void run_phases(const Work& work, int threads) {
 
 void ffn(const FfnCall& call) {
     if (call.n == 0) return;
-    Work work{call, call.n * call.chosen, {}, nullptr, {}, {}, nullptr, 0};
     const size_t cols = (call.shared != nullptr ? call.shared : call.routed)->gate.cols;
+    Work work{call, call.n * call.chosen, {}, {call.x, call.n, cols, cols, call.norm}, {}, {}, nullptr, 0};
     const size_t experts = call.routed != nullptr ? call.routed->gate.experts : 0;
     const bool quantized = needs_groups(call.routed) || needs_groups(call.shared);
-    const size_t x_groups = quantized ? call.n * (cols / kGroupCols) : 0;
     const size_t most_runs = experts < work.slots ? experts : work.slots;
     const size_t chunk_floats = (work.slots + call.n) * kOutChunk, block_floats = 2 * kTokenBlock * kHiddenChunk;
     work.thread_floats = chunk_floats > block_floats ? chunk_floats : block_floats;
     const int threads =
         threads_for(multiply_adds(call.routed, work.slots) + multiply_adds(call.shared, call.n), thread_count());
     const size_t floats = work.thread_floats * static_cast<size_t>(threads);
-    Pieces pieces(piece_bytes<Activation>(x_groups) + piece_bytes<float>(floats) +
-                  2 * piece_bytes<int32_t>(work.slots) + piece_bytes<int32_t>(experts + 1) +
-                  piece_bytes<ExpertRun>(most_runs) +
+    Pieces pieces(work.rows.bytes(quantized) + piece_bytes<float>(floats) + 2 * piece_bytes<int32_t>(work.slots) +
+                  piece_bytes<int32_t>(experts + 1) + piece_bytes<ExpertRun>(most_runs) +
                   (call.routed != nullptr ? Hidden::bytes(call.routed->down, work.slots) : 0) +
                   (call.shared != nullptr ? Hidden::bytes(call.shared->down, call.n) : 0));
-    if (quantized) work.x_groups = pieces.take<Activation>(x_groups);
+    work.rows.take(pieces, quantized);
     work.thread_memory = pieces.take<float>(floats);
     if (call.routed != nullptr) {
         work.plan = {pieces.take<int32_t>(work.slots), pieces.take<int32_t>(work.slots),

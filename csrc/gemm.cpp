@@ -4,6 +4,7 @@
 #include "ffn.h"
 #include "product.h"
 #include "quantize.h"
+#include "rows.h"
 #include "thread_pool.h"
 #include "work.h"
 
@@ -25,68 +26,65 @@ struct Pool {
         for (size_t w = 0; w < count; ++w) sum += items_of(w);
         return sum;
     }
+    // Row blocks [first, end) of one weight.
+    struct Item {
+        size_t weight, first, end;
+    };
+    Item at(size_t item) const {
+        size_t w = 0;
+        for (; item >= items_of(w); ++w) item -= items_of(w);
+        const size_t first = item * per_item(w), blocks = row_blocks(weights[w].rows);
+        return {w, first, first + per_item(w) < blocks ? first + per_item(w) : blocks};
+    }
 };
 
-void quantize_rows(Team& team, const float* x, size_t rows, size_t cols, Activation* out) {
-    const size_t groups = cols / kGroupCols;
-    for (size_t i = team.next(); i < rows; i = team.next()) quantize_row(x + i * cols, cols, out + i * groups);
-    team.barrier();
-}
-
-void linear_item(const LinearCall& call, const Pool& pool, const Activation* groups, size_t item) {
-    size_t w = 0;
-    for (; item >= pool.items_of(w); ++w) item -= pool.items_of(w);
+void linear_item(const LinearCall& call, const Pool::Item& item, const Rows& rows) {
+    const auto& [w, first, end] = item;
     const Weight& weight = call.weights[w];
-    const size_t first = item * pool.per_item(w);
-    const size_t blocks = row_blocks(weight.rows);
-    const size_t end = first + pool.per_item(w) < blocks ? first + pool.per_item(w) : blocks;
     const size_t row = first * kBlockRows;
-    const Input in{groups, weight.cols / kGroupCols, call.x, weight.cols, nullptr, call.n};
     const Output out{call.out[w] + row, weight.rows, call.bias[w] != nullptr ? call.bias[w] + row : nullptr,
                      call.add != nullptr ? call.add + row : nullptr, weight.rows};
-    product(weight, 0, first, end, in, out);
+    product(weight, 0, first, end, rows.input(0, 1, call.n), out);
 }
 
 void linear(const LinearCall& call) {
     if (call.n == 0) return;
     const size_t cols = call.weights[0].cols;
     bool integers = false;
-    size_t rows = 0;
+    size_t outputs = 0;
     for (size_t w = 0; w < call.count; ++w) {
         integers = integers || is_integer(call.weights[w].format);
-        rows += call.weights[w].rows;
+        outputs += call.weights[w].rows;
     }
-    const size_t group_count = integers ? call.n * (cols / kGroupCols) : 0;
-    Pieces pieces(piece_bytes<Activation>(group_count));
-    Activation* groups = pieces.take<Activation>(group_count);
-    const int threads = threads_for(call.n * rows * cols, thread_count());
+    Rows rows{call.x, call.n, cols, cols, call.norm};
+    Pieces pieces(rows.bytes(integers));
+    rows.take(pieces, integers);
+    const int threads = threads_for(call.n * outputs * cols, thread_count());
     const Pool pool{call.weights, call.count, threads};
     const size_t items = pool.items();
     run_on(threads, [&](Team& team) {
-        if (integers) quantize_rows(team, call.x, call.n, cols, groups);
-        for (size_t i = team.next(); i < items; i = team.next()) linear_item(call, pool, groups, i);
+        rows.prepare(team);
+        for_claimed(team, items, [&](size_t item, size_t after) {
+            if (after < items) expect(call.weights[pool.at(after).weight], 0, pool.at(after).first);
+            linear_item(call, pool.at(item), rows);
+        });
     });
 }
 
-void head_item(const HeadLinearCall& call, const Activation* groups, size_t per_item, size_t item) {
+struct HeadPool {
+    size_t blocks, per_item, heads;
+
+    size_t per_head() const { return ceil_div(blocks, per_item); }
+    size_t items() const { return heads * per_head(); }
+    size_t head(size_t item) const { return item / per_head(); }
+    size_t first(size_t item) const { return item % per_head() * per_item; }
+};
+
+void head_item(const HeadLinearCall& call, const Rows& rows, const HeadPool& pool, size_t item) {
     const Weight& w = call.weight;
-    const size_t blocks = row_blocks(w.rows);
-    const size_t per_head = ceil_div(blocks, per_item);
-    const size_t head = item / per_head;
-    const size_t first = item % per_head * per_item;
-    const size_t end = first + per_item < blocks ? first + per_item : blocks;
-    const size_t heads_in = call.shared_input ? 1 : w.experts;
-    const size_t row = call.shared_input ? 0 : head;
-    const size_t group_cols = w.cols / kGroupCols;
-    Input in;
-    in.n = call.n;
-    if (is_integer(w.format)) {
-        in.groups = groups + row * group_cols;
-        in.group_stride = heads_in * group_cols;
-    } else {
-        in.values = call.x + row * w.cols;
-        in.value_stride = heads_in * w.cols;
-    }
+    const size_t head = pool.head(item), first = pool.first(item);
+    const size_t end = first + pool.per_item < pool.blocks ? first + pool.per_item : pool.blocks;
+    const Input in = call.shared_input ? rows.input(0, 1, call.n) : rows.input(head, w.experts, call.n);
     const Output out{call.out + head * w.rows + first * kBlockRows, w.experts * w.rows, nullptr, nullptr, 0};
     product(w, head, first, end, in, out);
 }
@@ -94,17 +92,20 @@ void head_item(const HeadLinearCall& call, const Activation* groups, size_t per_
 void head_linear(const HeadLinearCall& call) {
     if (call.n == 0) return;
     const Weight& w = call.weight;
-    const size_t inputs = call.n * (call.shared_input ? 1 : w.experts);
     const bool integers = is_integer(w.format);
-    const size_t group_count = integers ? inputs * (w.cols / kGroupCols) : 0;
-    Pieces pieces(piece_bytes<Activation>(group_count));
-    Activation* groups = pieces.take<Activation>(group_count);
+    Rows rows{call.x, call.n * (call.shared_input ? 1 : w.experts), w.cols, call.stride, {}};
+    Pieces pieces(rows.bytes(integers));
+    rows.take(pieces, integers);
     const int threads = threads_for(call.n * w.experts * w.rows * w.cols, thread_count());
-    const size_t per_item = blocks_per_item(row_blocks(w.rows), w.block_stride(), 2, 1);
-    const size_t items = w.experts * ceil_div(row_blocks(w.rows), per_item);
+    const size_t blocks = row_blocks(w.rows);
+    const HeadPool pool{blocks, blocks_per_item(blocks, w.block_stride(), 2, 1), w.experts};
+    const size_t items = pool.items();
     run_on(threads, [&](Team& team) {
-        if (integers) quantize_rows(team, call.x, inputs, w.cols, groups);
-        for (size_t i = team.next(); i < items; i = team.next()) head_item(call, groups, per_item, i);
+        rows.prepare(team);
+        for_claimed(team, items, [&](size_t item, size_t after) {
+            if (after < items) expect(w, pool.head(after), pool.first(after));
+            head_item(call, rows, pool, item);
+        });
     });
 }
 

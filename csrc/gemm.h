@@ -3,13 +3,15 @@
 
 #include "dispatch_macros.h"
 #include "formats.h"
+#include "norm_rope.h"
 
 namespace finback {
 
-// out[w] [n, weights[w].rows] = x [n, cols] times weights[w] transposed, + bias[w], + add.
+// out[w] [n, weights[w].rows] = the normalised rows of x [n, cols] times weights[w] transposed, + bias[w], + add.
 struct LinearCall {
     const float* x = nullptr;
     size_t n = 0;
+    Norm norm;
     const Weight* weights = nullptr;
     size_t count = 0;
     const float* const* bias = nullptr;  // one per weight, each may be null
@@ -17,10 +19,12 @@ struct LinearCall {
     float* const* out = nullptr;
 };
 
-// out [n, H, rows]: head h of x times expert h of the weight. x is [n, H, cols], or [n, cols] for all heads.
+// out [n, H, rows]: head h of x times expert h of the weight. x is [n, H, stride], of which the first cols count, or
+// [n, stride] for all heads.
 struct HeadLinearCall {
     const float* x = nullptr;
     size_t n = 0;
+    size_t stride = 0;
     bool shared_input = false;
     Weight weight;
     float* out = nullptr;
@@ -31,10 +35,12 @@ struct GatedWeights {
     Weight gate, up, down;
 };
 
-// out [n, hidden] = add + sum over j of weights[:, j] * expert ids[:, j] of x, in order, + shared of x.
+// out [n, hidden] = add + sum over j of weights[:, j] * expert ids[:, j] of x, in order, + shared of x, where x are the
+// normalised rows.
 struct FfnCall {
     const float* x = nullptr;
     size_t n = 0;
+    Norm norm;
     size_t chosen = 0;             // k: experts per token; 0 without routed experts
     const int32_t* ids = nullptr;  // [n, k]
     const float* weights = nullptr;

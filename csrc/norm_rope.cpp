@@ -1,7 +1,7 @@
 // RMSNorm and rotary position embedding: one pass over each row, rows shared out between threads when there are many.
 #include "norm_rope.h"
 
-#include "simd.h"
+#include "norm.h"
 #include "thread_pool.h"
 
 namespace finback::FINBACK_NAMESPACE {
@@ -21,39 +21,9 @@ void for_row_ranges(int64_t rows, int64_t width, Body body) {
     });
 }
 
-// Loads n < 8 elements, zeros behind them.
-inline F32x8 load_some(const float* p, int64_t n) {
-    float lanes[kLanes] = {};
-    for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
-    return load(lanes);
-}
-
-// Four sums of eight lanes each, joined in a fixed order; the last, partial vectors go to the first sum.
-float sum_of_squares(const float* x, int64_t n) {
-    F32x8 s[4] = {zero(), zero(), zero(), zero()};
-    int64_t i = 0;
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-        for (int j = 0; j < 4; ++j) {
-            const F32x8 v = load(x + i + j * kLanes);
-            s[j] = fma(v, v, s[j]);
-        }
-    for (; i < n; i += kLanes) {
-        const F32x8 v = n - i < kLanes ? load_some(x + i, n - i) : load(x + i);
-        s[0] = fma(v, v, s[0]);
-    }
-    return sum((s[0] + s[1]) + (s[2] + s[3]));
-}
-
-void norm_row(const float* x, const float* weight, float eps, float* out, int64_t n) {
-    const float factor = 1.0f / __builtin_sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(out + i, load(weight + i) * (load(x + i) * set1(factor)));
-    for (; i < n; ++i) out[i] = weight[i] * (x[i] * factor);
-}
-
-void rms_norm(const float* x, const float* weight, float eps, float* out, int64_t rows, int64_t width) {
+void rms_norm(const float* x, Norm norm, float* out, int64_t rows, int64_t width, int64_t stride) {
     for_row_ranges(rows, width, [&](int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; ++r) norm_row(x + r * width, weight, eps, out + r * width, width);
+        for (int64_t r = first; r < last; ++r) norm_row(x + r * stride, norm, out + r * stride, width);
     });
 }
 

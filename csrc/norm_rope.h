@@ -7,6 +7,12 @@
 
 namespace finback {
 
+// RMSNorm (Zhang and Sennrich, 2019) of a row: weight * (x / sqrt(mean(x^2) + eps)). Without a weight: no norm.
+struct Norm {
+    const float* weight = nullptr;
+    float eps = 0.0f;
+};
+
 // Rotates elements start .. start + 2 * pairs - 1 of every head of every token, in place.
 struct RopeCall {
     float* x;          // [tokens, heads, width]
@@ -17,8 +23,8 @@ struct RopeCall {
 };
 
 struct NormRopeKernels {
-    // out[r] = weight * (x[r] / sqrt(mean(x[r]^2) + eps)) for each of `rows` rows of `width` elements.
-    void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t rows, int64_t width);
+    // The norm of each of `rows` rows of `width` elements, `stride` apart in x and in out, which may be the same.
+    void (*rms_norm)(const float* x, Norm norm, float* out, int64_t rows, int64_t width, int64_t stride);
     void (*rope)(const RopeCall&);
 };
 

@@ -40,6 +40,17 @@ void run_on(int threads, F&& body) {
     run_team(threads, [](void* context, Team& team) { (*static_cast<F*>(context))(team); }, &body);
 }
 
+// body(item, after) for the items of [0, count) that this thread claims: `after` is the one that it will do next, or
+// count or more if there is none.
+template <class F>
+void for_claimed(Team& team, size_t count, F&& body) {
+    for (size_t item = team.next(); item < count;) {
+        const size_t after = team.next();
+        body(item, after);
+        item = after;
+    }
+}
+
 // body(i) for i in [0, count), dynamically balanced; runs inline when threads == 1 or count == 1.
 template <class F>
 void parallel_for(int threads, size_t count, F&& body) {

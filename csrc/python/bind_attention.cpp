@@ -1,6 +1,6 @@
 // Bindings of norms, RoPE, KV rows, attention, routing and sampling: every argument is checked here, then the GIL goes.
-#include "array_args.h"
 #include "dispatch.h"
+#include "matrix.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,35 +13,29 @@ namespace {
 // ----------------------------------------------------------------------------------------------
 
 struct Cache {
-    const void* data;
+    void* data;
     CacheType type;
     int64_t blocks, block_size, width;  // width: elements of one position
 };
 
-CacheType cache_type(const char* operation, const char* name, nb::dlpack::dtype type) {
-    if (type == nb::dtype<float>()) return CacheType::f32;
-    if (type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && type.bits == 16) return CacheType::f16;
-    require(type == nb::dtype<uint16_t>(), operation, name, " must be float32, float16 or uint16 (bfloat16 bits)");
+CacheType cache_type(const char* operation, const char* name, const InputArray& array) {
+    if (array.type() == 'f') return CacheType::f32;
+    if (array.type() == 'e') return CacheType::f16;
+    require(array.type() == 'H', operation, name, " must be float32, float16 or uint16 (bfloat16 bits), not ",
+            describe(array));
     return CacheType::bf16;
 }
 
-template <class A>
-Cache cache_of(const char* operation, const char* name, const A& array) {
+Cache cache_of(const char* operation, const char* name, const InputArray& array) {
     require(array.ndim() >= 3 && array.shape(1) > 0, operation, name,
             " must be [blocks, block_size, ...] with block_size > 0, not ", describe(array));
-    require(is_contiguous(array) && array.device_type() == nb::device::cpu::value, operation, name,
-            " must be C-contiguous in the processor's memory");
-    Cache cache{array.data(), cache_type(operation, name, array.dtype()), static_cast<int64_t>(array.shape(0)),
-                static_cast<int64_t>(array.shape(1)), 1};
-    for (size_t i = 2; i < array.ndim(); ++i) cache.width *= static_cast<int64_t>(array.shape(i));
+    require_contiguous(operation, name, array);
+    Cache cache{array.data(), cache_type(operation, name, array), array.shape(0), array.shape(1), 1};
+    for (size_t i = 2; i < array.ndim(); ++i) cache.width *= array.shape(i);
     return cache;
 }
 
-int64_t length(const InputArray& array, size_t axis) { return static_cast<int64_t>(array.shape(axis)); }
-
-void require_rank(const char* operation, const char* name, const InputArray& array, size_t rank) {
-    require(array.ndim() == rank, operation, name, " must have ", rank, " axes, not ", describe(array));
-}
+int64_t length(const InputArray& array, size_t axis) { return array.shape(axis); }
 
 // The blocks that hold positions 0 .. last[s] of each sequence exist.
 void check_blocks(const char* operation, const Paging& paging, const std::vector<int64_t>& last, int64_t blocks) {
@@ -138,7 +132,7 @@ nb::object mla_attention(const InputArray& q_latent, const InputArray& q_rope, c
     call.tokens = n;
     call.heads = heads;
     call.latent = latent;
-    call.rope = rope;
+    call.rope = call.rope_stride = rope;
     call.scale = scale;
     Output<> out({n, heads, latent});
     call.out = out.data;
@@ -192,14 +186,15 @@ const int64_t* slots_of(const char* operation, const Cache& cache, const InputAr
 void store_rows(const InOutArray& cache, const InputArray& values, const InputArray& slots) {
     constexpr const char* op = "store_rows";
     const Cache target = cache_of(op, "cache", cache);
-    bool same = values.ndim() == cache.ndim() - 1 && values.dtype() == nb::dtype<float>() && is_contiguous(values);
+    require_writable(op, "cache", cache);
+    bool same = values.ndim() == cache.ndim() - 1 && values.type() == 'f' && values.contiguous();
     for (size_t i = 1; same && i < values.ndim(); ++i) same = values.shape(i) == cache.shape(i + 1);
     require(same, op, "values must be C-contiguous float32 with the axes of the cache behind its second, not ",
             describe(values), " for ", describe(cache));
     const int64_t rows = length(values, 0);
     const int64_t* at = slots_of(op, target, slots, rows);
     const auto* from = static_cast<const float*>(values.data());
-    without_gil([&] { kernels().attention.store_rows(target.type, cache.data(), from, at, rows, target.width); });
+    without_gil([&] { kernels().attention.store_rows(target.type, target.data, from, at, rows, target.width); });
 }
 
 nb::object load_rows(const InputArray& cache, const InputArray& slots) {
@@ -210,7 +205,7 @@ nb::object load_rows(const InputArray& cache, const InputArray& slots) {
     const int64_t* at = slots_of(op, source, slots, rows);
     std::vector<int64_t> shape{rows};
     for (size_t i = 2; i < cache.ndim(); ++i) shape.push_back(length(cache, i));
-    Output<> out(shape);
+    Output<> out(shape.data(), shape.size());
     without_gil([&] { kernels().attention.load_rows(source.type, source.data, out.data, at, rows, source.width); });
     return out.array;
 }
@@ -220,38 +215,162 @@ nb::object load_rows(const InputArray& cache, const InputArray& slots) {
 
 nb::object rms_norm(const InputArray& x, const InputArray& weight, float eps) {
     constexpr const char* op = "rms_norm";
-    require(x.ndim() >= 1 && x.dtype() == nb::dtype<float>() && is_contiguous(x), op,
-            "x must be C-contiguous float32 [..., d], not ", describe(x));
+    require(x.ndim() >= 1 && x.type() == 'f', op, "x must be float32 [..., d], not ", describe(x));
+    require_contiguous(op, "x", x);
     const int64_t width = length(x, x.ndim() - 1);
     require(width > 0, op, "x must have a last axis above 0");
-    const float* scale = elements<float>(op, "weight", weight, {width});
+    const Norm norm{elements<float>(op, "weight", weight, {width}), eps};
     const auto* from = static_cast<const float*>(x.data());
     std::vector<int64_t> shape;
     for (size_t i = 0; i < x.ndim(); ++i) shape.push_back(length(x, i));
-    Output<> out(shape);
-    const auto rows = static_cast<int64_t>(x.size()) / width;
-    without_gil([&] { kernels().norm_rope.rms_norm(from, scale, eps, out.data, rows, width); });
+    Output<> out(shape.data(), shape.size());
+    const int64_t rows = x.size() / width;
+    without_gil([&] { kernels().norm_rope.rms_norm(from, norm, out.data, rows, width, width); });
     return out.array;
 }
 
-void rope(const InOutArray& x, const InputArray& cos, const InputArray& sin, bool interleaved, int64_t start) {
-    constexpr const char* op = "rope";
-    require(x.ndim() == 3, op, "x must be [n, heads, d], not ", describe(x));
-    require_rank(op, "cos", cos, 2);
+// Heads [n, heads * width] to be normalised and rotated in place.
+struct Heads {
+    float* x;
+    int64_t tokens, heads, width;
+};
+
+Heads heads_of(const char* operation, const char* name, const InOutArray& x, int64_t tokens, int64_t width) {
+    float* data = writable_elements<float>(operation, name, x, {tokens, kAny});
+    require(width > 0 && length(x, 1) % width == 0, operation, name, " must hold whole heads of ", width, ", not ",
+            describe(x));
+    return {data, tokens, length(x, 1) / width, width};
+}
+
+RopeCall rope_of(const char* operation, const Heads& heads, const InputArray& cos, const InputArray& sin,
+                 bool interleaved, int64_t start) {
+    require_rank(operation, "cos", cos, 2);
     RopeCall call{};
-    call.tokens = static_cast<int64_t>(x.shape(0));
-    call.heads = static_cast<int64_t>(x.shape(1));
-    call.width = static_cast<int64_t>(x.shape(2));
+    call.x = heads.x;
+    call.tokens = heads.tokens;
+    call.heads = heads.heads;
+    call.width = heads.width;
     call.pairs = length(cos, 1);
-    call.x = elements<float>(op, "x", x, {kAny, kAny, kAny});
-    call.cos = elements<float>(op, "cos", cos, {call.tokens, call.pairs});
-    call.sin = elements<float>(op, "sin", sin, {call.tokens, call.pairs});
-    require(start >= 0 && start <= call.width && 2 * call.pairs <= call.width - start, op, "elements ", start, " to ",
-            start, " + ", 2 * call.pairs, " must lie inside x's last axis of ", call.width);
+    call.cos = elements<float>(operation, "cos", cos, {call.tokens, call.pairs});
+    call.sin = elements<float>(operation, "sin", sin, {call.tokens, call.pairs});
+    require(start >= 0 && start <= call.width && 2 * call.pairs <= call.width - start, operation, "elements ", start,
+            " to ", start, " + ", 2 * call.pairs, " must lie inside a head of ", call.width);
     call.start = start;
     call.interleaved = interleaved;
-    if (call.heads == 0 || call.pairs == 0) return;
-    without_gil([&] { kernels().norm_rope.rope(call); });
+    return call;
+}
+
+void rotate(const RopeCall& call) {
+    if (call.heads > 0 && call.pairs > 0) kernels().norm_rope.rope(call);
+}
+
+void rope(const InOutArray& x, const InputArray& cos, const InputArray& sin, bool interleaved, int64_t start) {
+    require_rank("rope", "x", x, 3);
+    const Heads heads{writable_elements<float>("rope", "x", x, {kAny, kAny, kAny}), length(x, 0), length(x, 1),
+                      length(x, 2)};
+    const RopeCall call = rope_of("rope", heads, cos, sin, interleaved, start);
+    without_gil([&] { rotate(call); });
+}
+
+void norm_heads(const Heads& heads, const Norm& norm) {
+    if (norm.weight == nullptr) return;
+    kernels().norm_rope.rms_norm(heads.x, norm, heads.x, heads.tokens * heads.heads, heads.width, heads.width);
+}
+
+// ---- what a layer does with its fresh queries, keys and latents, in one call
+// ------------------------------------------------------------------------------
+
+void cache_heads(const InOutArray& q, const InOutArray& k, const InputArray& v, const InOutArray& k_cache,
+                 const InOutArray& v_cache, const InputArray& slots, const InputArray& cos, const InputArray& sin,
+                 bool interleaved, const OptionalNorm& q_norm, const OptionalNorm& k_norm) {
+    constexpr const char* op = "cache_heads";
+    require_rank(op, "q", q, 2);
+    require_rank(op, "k_cache", k_cache, 4);
+    require_writable(op, "k_cache", k_cache);
+    require_writable(op, "v_cache", v_cache);
+    const Cache keys = cache_of(op, "k_cache", k_cache), values = cache_of(op, "v_cache", v_cache);
+    const int64_t n = length(q, 0), width = length(k_cache, 3);
+    const Heads queries = heads_of(op, "q", q, n, width), fresh = heads_of(op, "k", k, n, width);
+    require(fresh.heads * width == keys.width, op, "k must fit k_cache: ", describe(k), " for ", describe(k_cache));
+    const float* from = elements<float>(op, "v", v, {n, values.width});
+    const Norm of_q = norm_of(op, q_norm, width), of_k = norm_of(op, k_norm, width);
+    const RopeCall turn_q = rope_of(op, queries, cos, sin, interleaved, 0);
+    const RopeCall turn_k = rope_of(op, fresh, cos, sin, interleaved, 0);
+    const int64_t* at = slots_of(op, keys, slots, n);
+    slots_of(op, values, slots, n);
+    without_gil([&] {
+        norm_heads(queries, of_q);
+        norm_heads(fresh, of_k);
+        rotate(turn_q);
+        rotate(turn_k);
+        kernels().attention.store_rows(keys.type, keys.data, fresh.x, at, n, keys.width);
+        kernels().attention.store_rows(values.type, values.data, from, at, n, values.width);
+    });
+}
+
+void cache_latents(const InOutArray& q, const InOutArray& latents, const InOutArray& cache, const InputArray& slots,
+                   const InputArray& cos, const InputArray& sin, bool interleaved, int64_t head_dim,
+                   const NormArgument& norm) {
+    constexpr const char* op = "cache_latents";
+    require_rank(op, "q", q, 2);
+    require_rank(op, "cache", cache, 3);
+    require_rank(op, "cos", cos, 2);
+    require_writable(op, "cache", cache);
+    const Cache target = cache_of(op, "cache", cache);
+    const int64_t n = length(q, 0), rotated = 2 * length(cos, 1);
+    const Heads queries = heads_of(op, "q", q, n, head_dim);
+    const Heads fresh{writable_elements<float>(op, "latents", latents, {n, target.width}), n, 1, target.width};
+    const RopeCall turn_q = rope_of(op, queries, cos, sin, interleaved, head_dim - rotated);
+    const RopeCall turn_k = rope_of(op, fresh, cos, sin, interleaved, target.width - rotated);
+    const int64_t latent = target.width - rotated;
+    require(latent > 0, op, "the cache must hold latents before the ", rotated, " rotated elements");
+    const Norm of_latent = norm_of(op, norm, latent);
+    const int64_t* at = slots_of(op, target, slots, n);
+    without_gil([&] {
+        rotate(turn_q);
+        rotate(turn_k);
+        kernels().norm_rope.rms_norm(fresh.x, of_latent, fresh.x, n, latent, target.width);
+        kernels().attention.store_rows(target.type, target.data, fresh.x, at, n, target.width);
+    });
+}
+
+nb::object mla_decode(const InputArray& q, const Matrix& k_absorb, const Matrix& v_up, const InputArray& cache,
+                      const InputArray& block_tables, const InputArray& seq_ids, const InputArray& positions,
+                      float scale) {
+    constexpr const char* op = "mla_decode";
+    const Weight &absorb = k_absorb.weight, &up = v_up.weight;
+    require_rank(op, "cache", cache, 3);
+    const Cache latents = cache_of(op, "cache", cache);
+    const int64_t heads = signed_size(absorb.experts), latent = signed_size(absorb.rows);
+    const int64_t nope = signed_size(absorb.cols), rope = latents.width - latent, n = length(q, 0);
+    require(rope >= 0, op, "cache must hold at least the ", latent, " elements of a latent per position, not ",
+            latents.width);
+    require_matrix(up, op, "v_up", absorb.experts, up.rows, absorb.rows);
+    const float* queries = elements<float>(op, "q", q, {n, heads, nope + rope});
+    // Queries in latent space, and what they attend to: one after the other in one array.
+    Output<> between({2, n, heads, latent});
+    Output<> out({n, heads, signed_size(up.rows)});
+    MlaCall call{};
+    call.q_latent = between.data;
+    call.q_rope = queries + nope;
+    call.rope_stride = nope + rope;
+    call.cache = latents.data;
+    call.out = between.data + n * heads * latent;
+    call.type = latents.type;
+    call.paging = paging_of(op, latents, n, block_tables, seq_ids, positions);
+    call.tokens = n;
+    call.heads = heads;
+    call.latent = latent;
+    call.rope = rope;
+    call.scale = scale;
+    const auto count = static_cast<size_t>(n);
+    without_gil([&] {
+        kernels().gemm.head_linear(
+            {queries, count, absorb.cols + static_cast<size_t>(rope), false, absorb, between.data});
+        kernels().attention.mla_attention(call);
+        kernels().gemm.head_linear({call.out, count, absorb.rows, false, up, out.data});
+    });
+    return out.array;
 }
 
 // ---- choices
@@ -324,60 +443,6 @@ double logprob_of(const InputArray& logits, int64_t id) {
     return static_cast<float>(static_cast<double>(values[id]) - largest - log_sum);
 }
 
-Scoring scoring_of(const char* operation, const std::string& name) {
-    require(name == "softmax" || name == "sigmoid", operation, "scoring must be softmax or sigmoid, not ", name);
-    return name == "softmax" ? Scoring::softmax : Scoring::sigmoid;
-}
-
-GroupRule group_rule_of(const char* operation, const std::string& name) {
-    require(name == "none" || name == "max" || name == "top2", operation, "group_rule must be none, max or top2, not ",
-            name);
-    return name == "none" ? GroupRule::none : name == "max" ? GroupRule::max : GroupRule::top2;
-}
-
-void check_groups(const char* operation, const RouteCall& call) {
-    if (call.group_rule == GroupRule::none) return;
-    require(call.groups > 0 && call.experts % call.groups == 0, operation, "groups must divide the ", call.experts,
-            " experts, not be ", call.groups);
-    require(call.group_rule == GroupRule::max || call.experts / call.groups >= 2, operation,
-            "groups must have two experts each for top2");
-    require(call.top_groups > 0 && call.top_groups <= call.groups, operation, "top_groups must be from 1 to ",
-            call.groups, ", not ", call.top_groups);
-    require(call.top_k <= call.top_groups * (call.experts / call.groups), operation, "top_k must be at most the ",
-            call.top_groups * (call.experts / call.groups), " experts of the chosen groups, not ", call.top_k);
-}
-
-nb::object route(const InputArray& logits, const nb::object& bias, const std::string& scoring, int64_t top_k,
-                 int64_t groups, int64_t top_groups, const std::string& group_rule, bool normalize, float scale) {
-    constexpr const char* op = "route";
-    require_rank(op, "logits", logits, 2);
-    RouteCall call{};
-    call.tokens = length(logits, 0);
-    call.experts = length(logits, 1);
-    call.logits = elements<float>(op, "logits", logits, {call.tokens, call.experts});
-    InputArray bias_array;
-    if (!bias.is_none()) {
-        bias_array = nb::cast<InputArray>(bias);
-        call.bias = elements<float>(op, "bias", bias_array, {call.experts});
-    }
-    require(top_k >= 1 && top_k <= call.experts, op, "top_k must be from 1 to ", call.experts, ", not ", top_k);
-    call.top_k = top_k;
-    call.groups = groups;
-    call.top_groups = top_groups;
-    call.scoring = scoring_of(op, scoring);
-    call.group_rule = group_rule_of(op, group_rule);
-    call.normalize = normalize;
-    call.scale = scale;
-    check_groups(op, call);
-    if (call.group_rule == GroupRule::none) call.groups = 1;
-    Output<int32_t> ids({call.tokens, top_k});
-    Output<> weights({call.tokens, top_k});
-    call.ids = ids.data;
-    call.weights = weights.data;
-    if (call.tokens > 0) without_gil([&] { kernels().sample.route(call); });
-    return nb::make_tuple(ids.array, weights.array);
-}
-
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -393,12 +458,18 @@ void bind_attention(nb::module_& m) {
     m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, "Root-mean-square norm over the last axis.");
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, nb::kw_only(), "interleaved"_a, "start"_a = 0,
           "Rotary position embedding, in place.");
+    m.def("cache_heads", &cache_heads, "q"_a, "k"_a, "v"_a, "k_cache"_a, "v_cache"_a, nb::kw_only(), "slots"_a, "cos"_a,
+          "sin"_a, "interleaved"_a, "q_norm"_a = nb::none(), "k_norm"_a = nb::none(),
+          "Normalises and rotates q and k in place, and writes k and v to their slots.");
+    m.def("cache_latents", &cache_latents, "q"_a, "latents"_a, "cache"_a, nb::kw_only(), "slots"_a, "cos"_a, "sin"_a,
+          "interleaved"_a, "head_dim"_a, "norm"_a,
+          "Rotates q in place, finishes the latents and writes them to their slots.");
+    m.def("mla_decode", &mla_decode, "q"_a, "k_absorb"_a, "v_up"_a, "cache"_a, nb::kw_only(), "block_tables"_a,
+          "seq_ids"_a, "positions"_a, "scale"_a, "Absorbed attention from queries to head outputs.");
     m.def("sample", &sample, "logits"_a, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "uniform"_a,
           "Draws a token.");
     m.def("top_logprobs", &top_logprobs, "logits"_a, "k"_a, "The k likeliest tokens and their log-probabilities.");
     m.def("logprob_of", &logprob_of, "logits"_a, "id"_a, "Log-probability of one token.");
-    m.def("route", &route, "logits"_a, nb::kw_only(), "bias"_a.none(), "scoring"_a, "top_k"_a, "groups"_a,
-          "top_groups"_a, "group_rule"_a, "normalize"_a, "scale"_a, "Chooses each token's experts.");
 }
 
 }  // namespace finback

@@ -11,6 +11,7 @@
 #include "array_args.h"
 #include "dispatch.h"
 #include "formats.h"
+#include "matrix.h"
 #include "pack.h"
 #include "thread_pool.h"
 #include "work.h"
@@ -19,70 +20,6 @@ namespace finback {
 namespace {
 
 using OptionalArray = std::optional<InputArray>;
-
-constexpr int64_t kMostRows = int64_t{1} << 31;
-
-int64_t signed_size(size_t size) { return static_cast<int64_t>(size); }
-
-// ---- the weight
-// --------------------------------------------------------------------------------------------------------
-
-Format format_named(const char* operation, const std::string& name) {
-    for (int f = 0; f < kFormats; ++f)
-        if (name == kFormatInfo[f].name) return static_cast<Format>(f);
-    require(false, operation, "unknown format '", name, "'");
-    return Format::f32;
-}
-
-// Sizes as given by Python, checked: positive, bounded, whole blocks, no overflow in their product.
-Weight checked_shape(const char* operation, const std::string& format, int64_t rows, int64_t cols, int64_t experts) {
-    Weight w;
-    w.format = format_named(operation, format);
-    const int64_t block = signed_size(info(w.format).block_cols);
-    require(rows >= 1 && rows <= kMostRows, operation, "rows must be from 1 to 2^31, not ", rows);
-    require(cols >= 1 && cols <= kMostRows, operation, "cols must be from 1 to 2^31, not ", cols);
-    require(experts >= 1 && experts <= kMostRows, operation, "experts must be from 1 to 2^31, not ", experts);
-    require(cols % block == 0, operation, "cols must be a multiple of ", block, " for ", format, ", not ", cols);
-    w.rows = static_cast<size_t>(rows);
-    w.cols = static_cast<size_t>(cols);
-    w.experts = static_cast<size_t>(experts);
-    size_t bytes = 0;
-    const bool fits = !__builtin_mul_overflow(row_blocks(w.rows), w.experts, &bytes) &&
-                      !__builtin_mul_overflow(bytes, w.block_stride(), &bytes) &&
-                      bytes <= static_cast<size_t>(std::numeric_limits<int64_t>::max());
-    require(fits, operation, "a weight of ", experts, " x ", rows, " x ", cols, " is too large");
-    return w;
-}
-
-size_t bytes_of(const Weight& w) { return packed_bytes(w.format, w.rows, w.cols, w.experts); }
-
-// A packed weight and the Python array that holds its bytes.
-struct Matrix {
-    Weight weight;
-    nb::object data;
-
-    Matrix(const std::string& format, int64_t rows, int64_t cols, nb::object bytes, int64_t experts)
-        : weight(checked_shape("Matrix", format, rows, cols, experts)), data(std::move(bytes)) {
-        InputArray view;
-        require(nb::try_cast(data, view, false), "Matrix", "data must be an array of bytes");
-        weight.data = elements<uint8_t>("Matrix", "data", view, {signed_size(nbytes())});
-        require(reinterpret_cast<uintptr_t>(weight.data) % alignof(float) == 0, "Matrix",
-                "data must start at a multiple of 4 bytes");
-    }
-    size_t nbytes() const { return bytes_of(weight); }
-    std::string text() const {
-        std::string shape = std::to_string(weight.rows) + " x " + std::to_string(weight.cols);
-        if (weight.experts > 1) shape = std::to_string(weight.experts) + " x " + shape;
-        return std::string("Matrix(") + info(weight.format).name + ", " + shape + ")";
-    }
-};
-
-void require_matrix(const Weight& w, const char* operation, const char* name, size_t experts, size_t rows,
-                    size_t cols) {
-    require(w.experts == experts && w.rows == rows && w.cols == cols, operation, name,
-            " must be [experts, rows, cols] = ", describe({signed_size(experts), signed_size(rows), signed_size(cols)}),
-            ", not ", describe({signed_size(w.experts), signed_size(w.rows), signed_size(w.cols)}));
-}
 
 // ---- packing
 // -----------------------------------------------------------------------------------------------------------
@@ -100,16 +37,18 @@ const float* checked_scales(const Weight& w, const OptionalArray& scales) {
 }
 
 nb::object pack_tiles(const std::string& format, const InputArray& source, int64_t rows, int64_t cols, int64_t experts,
-                      const OptionalArray& scales, const std::optional<InOutArray>& out) {
+                      const OptionalArray& scales, const nb::object& out) {
     const Weight w = checked_shape("pack", format, rows, cols, experts);
     PublishedWeight published{w.format, w.rows, w.cols, w.experts, nullptr, checked_scales(w, scales)};
     const size_t bytes = w.experts * w.rows * row_bytes(w.format, w.cols);
     published.data = elements<uint8_t>("pack", "source", source, {signed_size(bytes)});
     nb::object result;
     uint8_t* tiles = nullptr;
-    if (out) {
-        tiles = elements<uint8_t>("pack", "out", *out, {signed_size(bytes_of(w))});
-        result = nb::cast(*out);
+    InOutArray view;
+    if (!out.is_none()) {
+        require(view.take(out.ptr()), "pack", "out must be an array of bytes");
+        tiles = writable_elements<uint8_t>("pack", "out", view, {signed_size(bytes_of(w))});
+        result = out;
     } else {
         const Output<uint8_t> fresh({signed_size(bytes_of(w))});
         tiles = fresh.data;
@@ -125,7 +64,7 @@ std::pair<nb::object, double> quantize_rows(const std::string& format, const Inp
     require(f == Format::q8_0 || f == Format::q4_0 || f == Format::q4_1, "quantize",
             "format must be q8_0, q4_0 or q4_1, not ", format);
     const float* values = elements<float>("quantize", "x", x, {kAny, kAny});
-    const size_t rows = x.shape(0), cols = x.shape(1);
+    const size_t rows = size_of(x, 0), cols = size_of(x, 1);
     require(cols % kGroupCols == 0, "quantize", "columns of x must be a multiple of 32, not ", cols);
     const Output<uint8_t> blocks({signed_size(rows * row_bytes(f, cols))});
     double error = 0.0;
@@ -148,7 +87,7 @@ nb::object unpack_expert(const Matrix& m, int64_t expert) {
 
 nb::object take_matrix_rows(const Matrix& m, const InputArray& ids) {
     const int64_t* rows = elements<int64_t>("take_rows", "ids", ids, {kAny});
-    const size_t count = ids.shape(0);
+    const size_t count = size_of(ids, 0);
     for (size_t i = 0; i < count; ++i)
         require(rows[i] >= 0 && static_cast<size_t>(rows[i]) < m.weight.rows, "take_rows", "ids[", i,
                 "] must be from 0 to ", m.weight.rows - 1, ", not ", rows[i]);
@@ -177,20 +116,21 @@ std::vector<const float*> bias_pointers(const Biases& bias, const std::vector<We
     return pointers;
 }
 
-nb::list linear_products(const InputArray& x, const std::vector<const Matrix*>& matrices, const Biases& bias,
-                         const OptionalArray& add) {
+nb::list linear_products(const InputArray& x, const std::vector<const Matrix*>& matrices, const OptionalNorm& norm,
+                         const Biases& bias, const OptionalArray& add) {
     const float* input = elements<float>("linear", "x", x, {kAny, kAny});
     require(!matrices.empty(), "linear", "weights must not be empty");
     require(!add || matrices.size() == 1, "linear", "add goes with exactly one weight, not ", matrices.size());
-    const size_t n = x.shape(0);
+    const size_t n = size_of(x, 0);
     std::vector<Weight> weights;
     for (const Matrix* m : matrices) {
         require(m != nullptr, "linear", "weights must not hold None");
-        require_matrix(m->weight, "linear", "weight", 1, m->weight.rows, x.shape(1));
+        require_matrix(m->weight, "linear", "weight", 1, m->weight.rows, size_of(x, 1));
         weights.push_back(m->weight);
     }
     const std::vector<const float*> biases = bias_pointers(bias, weights);
     const float* residual = optional_rows("linear", add, n, weights[0].rows);
+    const Norm scale = norm_of("linear", norm, x.shape(1));
     nb::list results;
     std::vector<float*> out;
     for (const Weight& w : weights) {
@@ -199,7 +139,7 @@ nb::list linear_products(const InputArray& x, const std::vector<const Matrix*>& 
         results.append(result.array);
     }
     const nb::gil_scoped_release release;
-    kernels().gemm.linear({input, n, weights.data(), weights.size(), biases.data(), residual, out.data()});
+    kernels().gemm.linear({input, n, scale, weights.data(), weights.size(), biases.data(), residual, out.data()});
     return results;
 }
 
@@ -209,10 +149,10 @@ nb::object head_products(const InputArray& x, const Matrix& m) {
     const float* input =
         shared_input ? elements<float>("head_linear", "x", x, {kAny, signed_size(w.cols)})
                      : elements<float>("head_linear", "x", x, {kAny, signed_size(w.experts), signed_size(w.cols)});
-    const size_t n = x.shape(0);
+    const size_t n = size_of(x, 0);
     const Output<float> out({signed_size(n), signed_size(w.experts), signed_size(w.rows)});
     const nb::gil_scoped_release release;
-    kernels().gemm.head_linear({input, n, shared_input, w, out.data});
+    kernels().gemm.head_linear({input, n, w.cols, shared_input, w, out.data});
     return out.array;
 }
 
@@ -232,12 +172,13 @@ nb::object run_ffn(FfnCall& call, size_t hidden) {
     return out.array;
 }
 
-nb::object mlp(const InputArray& x, const Matrix& gate, const Matrix& up, const Matrix& down,
+nb::object mlp(const InputArray& x, const Matrix& gate, const Matrix& up, const Matrix& down, const OptionalNorm& norm,
                const OptionalArray& add) {
     FfnCall call;
     call.x = elements<float>("mlp", "x", x, {kAny, kAny});
-    call.n = x.shape(0);
-    const GatedWeights weights = gated("mlp", gate, up, down, x.shape(1));
+    call.n = size_of(x, 0);
+    call.norm = norm_of("mlp", norm, x.shape(1));
+    const GatedWeights weights = gated("mlp", gate, up, down, size_of(x, 1));
     require(weights.gate.experts == 1, "mlp", "weights must have one expert, not ", weights.gate.experts);
     call.shared = &weights;
     call.add = optional_rows("mlp", add, call.n, weights.down.rows);
@@ -264,21 +205,133 @@ GatedWeights shared_weights(const MatrixTriple& triple, size_t cols, size_t hidd
 
 nb::object moe(const InputArray& x, const InputArray& ids, const InputArray& weights, const Matrix& gate,
                const Matrix& up, const Matrix& down, const std::optional<MatrixTriple>& shared,
-               const OptionalArray& add) {
+               const OptionalNorm& norm, const OptionalArray& add) {
     FfnCall call;
     call.x = elements<float>("moe", "x", x, {kAny, kAny});
-    call.n = x.shape(0);
+    call.n = size_of(x, 0);
+    call.norm = norm_of("moe", norm, x.shape(1));
     call.ids = elements<int32_t>("moe", "ids", ids, {signed_size(call.n), kAny});
-    call.chosen = ids.shape(1);
+    call.chosen = size_of(ids, 1);
     call.weights = elements<float>("moe", "weights", weights, {signed_size(call.n), signed_size(call.chosen)});
-    const GatedWeights routed = gated("moe", gate, up, down, x.shape(1));
+    const GatedWeights routed = gated("moe", gate, up, down, size_of(x, 1));
     check_choices(call.ids, call.n, call.chosen, routed.gate.experts);
     const size_t hidden = routed.down.rows;
-    const GatedWeights always = shared ? shared_weights(*shared, x.shape(1), hidden) : GatedWeights{};
+    const GatedWeights always = shared ? shared_weights(*shared, size_of(x, 1), hidden) : GatedWeights{};
     call.routed = &routed;
     call.shared = shared ? &always : nullptr;
     call.add = optional_rows("moe", add, call.n, hidden);
     return run_ffn(call, hidden);
+}
+
+// ---- choosing experts
+// ------------------------------------------------------------------------------------------------------
+
+Scoring scoring_of(const char* operation, const std::string& name) {
+    require(name == "softmax" || name == "sigmoid", operation, "scoring must be softmax or sigmoid, not ", name);
+    return name == "softmax" ? Scoring::softmax : Scoring::sigmoid;
+}
+
+GroupRule group_rule_of(const char* operation, const std::string& name) {
+    require(name == "none" || name == "max" || name == "top2", operation, "group_rule must be none, max or top2, not ",
+            name);
+    return name == "none" ? GroupRule::none : name == "max" ? GroupRule::max : GroupRule::top2;
+}
+
+void check_groups(const char* operation, const RouteCall& call) {
+    if (call.group_rule == GroupRule::none) return;
+    require(call.groups > 0 && call.experts % call.groups == 0, operation, "groups must divide the ", call.experts,
+            " experts, not be ", call.groups);
+    require(call.group_rule == GroupRule::max || call.experts / call.groups >= 2, operation,
+            "groups must have two experts each for top2");
+    require(call.top_groups > 0 && call.top_groups <= call.groups, operation, "top_groups must be from 1 to ",
+            call.groups, ", not ", call.top_groups);
+    require(call.top_k <= call.top_groups * (call.experts / call.groups), operation, "top_k must be at most the ",
+            call.top_groups * (call.experts / call.groups), " experts of the chosen groups, not ", call.top_k);
+}
+
+// How each token's experts are chosen: the part of the arguments that every call of a model repeats.
+struct Routing {
+    const OptionalArray& bias;
+    const std::string& scoring;
+    int64_t top_k, groups, top_groups;
+    const std::string& group_rule;
+    bool normalize;
+    float scale;
+};
+
+// All but the logits and the results.
+RouteCall route_call(const char* operation, const Routing& routing, int64_t tokens, int64_t experts) {
+    RouteCall call{};
+    call.tokens = tokens;
+    call.experts = experts;
+    if (routing.bias) call.bias = elements<float>(operation, "bias", *routing.bias, {experts});
+    require(routing.top_k >= 1 && routing.top_k <= experts, operation, "top_k must be from 1 to ", experts, ", not ",
+            routing.top_k);
+    call.top_k = routing.top_k;
+    call.groups = routing.groups;
+    call.top_groups = routing.top_groups;
+    call.scoring = scoring_of(operation, routing.scoring);
+    call.group_rule = group_rule_of(operation, routing.group_rule);
+    call.normalize = routing.normalize;
+    call.scale = routing.scale;
+    check_groups(operation, call);
+    if (call.group_rule == GroupRule::none) call.groups = 1;
+    return call;
+}
+
+nb::object route(const InputArray& logits, const OptionalArray& bias, const std::string& scoring, int64_t top_k,
+                 int64_t groups, int64_t top_groups, const std::string& group_rule, bool normalize, float scale) {
+    constexpr const char* op = "route";
+    require_rank(op, "logits", logits, 2);
+    RouteCall call = route_call(op, {bias, scoring, top_k, groups, top_groups, group_rule, normalize, scale},
+                                logits.shape(0), logits.shape(1));
+    call.logits = elements<float>(op, "logits", logits, {call.tokens, call.experts});
+    const Output<int32_t> ids({call.tokens, top_k});
+    const Output<> weights({call.tokens, top_k});
+    call.ids = ids.data;
+    call.weights = weights.data;
+    if (call.tokens > 0) {
+        const nb::gil_scoped_release release;
+        kernels().sample.route(call);
+    }
+    return nb::make_tuple(ids.array, weights.array);
+}
+
+nb::object routed_moe(const InputArray& x, const Matrix& router, const Matrix& gate, const Matrix& up,
+                      const Matrix& down, const std::optional<MatrixTriple>& shared, const OptionalNorm& norm,
+                      const OptionalArray& add, const OptionalArray& bias, const std::string& scoring, int64_t top_k,
+                      int64_t groups, int64_t top_groups, const std::string& group_rule, bool normalize, float scale) {
+    constexpr const char* op = "routed_moe";
+    FfnCall call;
+    call.x = elements<float>(op, "x", x, {kAny, kAny});
+    call.n = size_of(x, 0);
+    call.norm = norm_of(op, norm, x.shape(1));
+    const GatedWeights routed = gated(op, gate, up, down, size_of(x, 1));
+    const size_t experts = routed.gate.experts, hidden = routed.down.rows;
+    require_matrix(router.weight, op, "router", 1, experts, size_of(x, 1));
+    RouteCall choice = route_call(op, {bias, scoring, top_k, groups, top_groups, group_rule, normalize, scale},
+                                  x.shape(0), signed_size(experts));
+    const Output<> logits({choice.tokens, choice.experts}), weights({choice.tokens, top_k});
+    const Output<int32_t> ids({choice.tokens, top_k});
+    choice.logits = logits.data;
+    choice.ids = ids.data;
+    choice.weights = weights.data;
+    call.chosen = static_cast<size_t>(top_k);
+    call.ids = ids.data;
+    call.weights = weights.data;
+    const GatedWeights always = shared ? shared_weights(*shared, size_of(x, 1), hidden) : GatedWeights{};
+    call.routed = &routed;
+    call.shared = shared ? &always : nullptr;
+    call.add = optional_rows(op, add, call.n, hidden);
+    const Output<> out({choice.tokens, signed_size(hidden)});
+    call.out = out.data;
+    if (call.n == 0) return out.array;
+    const float* no_bias = nullptr;
+    const nb::gil_scoped_release release;
+    kernels().gemm.linear({call.x, call.n, call.norm, &router.weight, 1, &no_bias, nullptr, &logits.data});
+    kernels().sample.route(choice);
+    kernels().gemm.ffn(call);
+    return out.array;
 }
 
 // ---- the machine
@@ -360,11 +413,17 @@ void bind_packing(nb::module_& m) {
 }
 
 void bind_products(nb::module_& m) {
-    m.def("linear", &linear_products, "x"_a, "weights"_a, nb::kw_only(), "bias"_a = nb::none(), "add"_a = nb::none());
-    m.def("head_linear", &head_products, "x"_a, "w"_a);
-    m.def("mlp", &mlp, "x"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "add"_a = nb::none());
-    m.def("moe", &moe, "x"_a, "ids"_a, "weights"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "shared"_a = nb::none(),
+    m.def("linear", &linear_products, "x"_a, "weights"_a, nb::kw_only(), "norm"_a = nb::none(), "bias"_a = nb::none(),
           "add"_a = nb::none());
+    m.def("head_linear", &head_products, "x"_a, "w"_a);
+    m.def("mlp", &mlp, "x"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "norm"_a = nb::none(), "add"_a = nb::none());
+    m.def("route", &route, "logits"_a, nb::kw_only(), "bias"_a.none(), "scoring"_a, "top_k"_a, "groups"_a,
+          "top_groups"_a, "group_rule"_a, "normalize"_a, "scale"_a);
+    m.def("routed_moe", &routed_moe, "x"_a, "router"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "shared"_a.none(),
+          "norm"_a.none(), "add"_a.none(), "bias"_a.none(), "scoring"_a, "top_k"_a, "groups"_a, "top_groups"_a,
+          "group_rule"_a, "normalize"_a, "scale"_a);
+    m.def("moe", &moe, "x"_a, "ids"_a, "weights"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "shared"_a = nb::none(),
+          "norm"_a = nb::none(), "add"_a = nb::none());
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ _Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
 _Ints = NDArray[np.int32]
 _Slots = NDArray[np.int64]
+_Norm = tuple[_Floats, float]
 
 # ---- system
 
@@ -58,11 +59,14 @@ def linear(
     x: _Floats,
     weights: Sequence[Matrix],
     *,
+    norm: _Norm | None = None,
     bias: Sequence[_Floats | None] | None = None,
     add: _Floats | None = None,
 ) -> list[_Floats]: ...
 def head_linear(x: _Floats, w: Matrix) -> _Floats: ...
-def mlp(x: _Floats, gate: Matrix, up: Matrix, down: Matrix, *, add: _Floats | None = None) -> _Floats: ...
+def mlp(
+    x: _Floats, gate: Matrix, up: Matrix, down: Matrix, *, norm: _Norm | None = None, add: _Floats | None = None
+) -> _Floats: ...
 def moe(
     x: _Floats,
     ids: _Ints,
@@ -72,7 +76,27 @@ def moe(
     down: Matrix,
     *,
     shared: tuple[Matrix, Matrix, Matrix] | None = None,
+    norm: _Norm | None = None,
     add: _Floats | None = None,
+) -> _Floats: ...
+def routed_moe(
+    x: _Floats,
+    router: Matrix,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    *,
+    shared: tuple[Matrix, Matrix, Matrix] | None,
+    norm: _Norm | None,
+    add: _Floats | None,
+    bias: _Floats | None,
+    scoring: str,
+    top_k: int,
+    groups: int,
+    top_groups: int,
+    group_rule: str,
+    normalize: bool,
+    scale: float,
 ) -> _Floats: ...
 
 # ---- attention, norms, choices
@@ -100,6 +124,43 @@ def mla_attention(
 def mla_prefill(
     q: _Floats, k_nope: _Floats, k_rope: _Floats, v: _Floats, *, first_position: int, scale: float
 ) -> _Floats: ...
+def mla_decode(
+    q: _Floats,
+    k_absorb: Matrix,
+    v_up: Matrix,
+    cache: NDArray[Any],
+    *,
+    block_tables: _Ints,
+    seq_ids: _Ints,
+    positions: _Ints,
+    scale: float,
+) -> _Floats: ...
+def cache_heads(
+    q: _Floats,
+    k: _Floats,
+    v: _Floats,
+    k_cache: NDArray[Any],
+    v_cache: NDArray[Any],
+    *,
+    slots: _Slots,
+    cos: _Floats,
+    sin: _Floats,
+    interleaved: bool,
+    q_norm: _Norm | None = None,
+    k_norm: _Norm | None = None,
+) -> None: ...
+def cache_latents(
+    q: _Floats,
+    latents: _Floats,
+    cache: NDArray[Any],
+    *,
+    slots: _Slots,
+    cos: _Floats,
+    sin: _Floats,
+    interleaved: bool,
+    head_dim: int,
+    norm: _Norm,
+) -> None: ...
 def store_rows(cache: NDArray[Any], values: _Floats, slots: _Slots) -> None: ...
 def load_rows(cache: NDArray[Any], slots: _Slots) -> _Floats: ...
 def rms_norm(x: _Floats, weight: _Floats, eps: float) -> _Floats: ...

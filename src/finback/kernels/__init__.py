@@ -12,16 +12,28 @@ import os
 from finback import _native
 from finback._native import available_isas, int8_rate, isa, read_bandwidth, select_isa, set_threads, threads
 from finback.errors import ConfigError
-from finback.kernels.attention import attention, load_rows, mla_attention, mla_prefill, store_rows
+from finback.kernels.attention import (
+    attention,
+    cache_heads,
+    cache_latents,
+    load_rows,
+    mla_attention,
+    mla_decode,
+    mla_prefill,
+    store_rows,
+)
 from finback.kernels.norm_rope import rms_norm, rope
-from finback.kernels.products import head_linear, linear, mlp, moe
+from finback.kernels.products import Norm, head_linear, linear, mlp, moe, routed_moe
 from finback.kernels.sample import logprob_of, route, sample, top_logprobs
 from finback.kernels.weights import Matrix, pack, packed_bytes, quantize, take_rows, unpack
 
 __all__ = [
     "Matrix",
+    "Norm",
     "attention",
     "available_isas",
+    "cache_heads",
+    "cache_latents",
     "head_linear",
     "int8_rate",
     "isa",
@@ -29,6 +41,7 @@ __all__ = [
     "load_rows",
     "logprob_of",
     "mla_attention",
+    "mla_decode",
     "mla_prefill",
     "mlp",
     "moe",
@@ -39,6 +52,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "route",
+    "routed_moe",
     "sample",
     "select_isa",
     "set_threads",

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finback import _native
+from finback._native import Matrix
+from finback.kernels.products import Norm
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -76,6 +78,72 @@ def mla_prefill(q: Floats, k_nope: Floats, k_rope: Floats, v: Floats, *, first_p
     must reach the last query. Returns float32 [m, H, dv].
     """
     return _native.mla_prefill(q, k_nope, k_rope, v, first_position=first_position, scale=scale)
+
+
+def mla_decode(
+    q: Floats,
+    k_absorb: Matrix,
+    v_up: Matrix,
+    cache: NDArray[Any],
+    *,
+    block_tables: Ints,
+    seq_ids: Ints,
+    positions: Ints,
+    scale: float,
+) -> Floats:
+    """:func:`mla_attention` from queries to head outputs: mapped into latent space, attended, expanded to values.
+
+    q [n, H, dn + R]; k_absorb [H, L, dn], v_up [H, dv, L] as experts of a weight. Returns float32 [n, H, dv].
+    """
+    return _native.mla_decode(
+        q, k_absorb, v_up, cache, block_tables=block_tables, seq_ids=seq_ids, positions=positions, scale=scale
+    )
+
+
+def cache_heads(
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    k_cache: NDArray[Any],
+    v_cache: NDArray[Any],
+    *,
+    slots: NDArray[np.int64],
+    cos: Floats,
+    sin: Floats,
+    interleaved: bool,
+    q_norm: Norm | None = None,
+    k_norm: Norm | None = None,
+) -> None:
+    """What grouped-query attention does with fresh heads: :func:`rms_norm` of each head of q and k if asked,
+    :func:`rope` of both, in place, then :func:`store_rows` of k and v.
+
+    q float32 [n, H * D]; k [n, Hkv * D]; v [n, Hkv * Dv]; the rest as in those functions.
+    """
+    _native.cache_heads(
+        q, k, v, k_cache, v_cache, slots=slots, cos=cos, sin=sin, interleaved=interleaved, q_norm=q_norm, k_norm=k_norm
+    )
+
+
+def cache_latents(
+    q: Floats,
+    latents: Floats,
+    cache: NDArray[Any],
+    *,
+    slots: NDArray[np.int64],
+    cos: Floats,
+    sin: Floats,
+    interleaved: bool,
+    head_dim: int,
+    norm: Norm,
+) -> None:
+    """What MLA does with fresh queries and latents: the last ``r`` elements of each head of q and of each latent are
+    rotated in place, what is before them in the latent is normalised, and latents go to their slots.
+
+    q float32 [n, H * head_dim]; latents [n, L + r]; cos and sin [n, r/2]; the weight of ``norm`` [L].
+    """
+    _native.cache_latents(
+        q, latents, cache, slots=slots, cos=cos, sin=sin, interleaved=interleaved, head_dim=head_dim, norm=norm
+    )
 
 
 def store_rows(cache: NDArray[Any], values: Floats, slots: NDArray[np.int64]) -> None:

@@ -9,6 +9,7 @@ the other rows (rule R1). Activations that are not finite give results that are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +20,23 @@ from finback._native import Matrix
 Floats = NDArray[np.float32]
 
 
+Norm: TypeAlias = tuple[Floats, float]  # weight [in] and eps: rms_norm is applied to the rows of x on the way
+
+
 def linear(
     x: Floats,
     weights: Sequence[Matrix],
     *,
+    norm: Norm | None = None,
     bias: Sequence[Floats | None] | None = None,
     add: Floats | None = None,
 ) -> list[Floats]:
-    """x float32 [n, in] times each weight [rows, in] transposed: a list of float32 [n, rows].
+    """x float32 [n, in], normalised if asked, times each weight [rows, in] transposed: a list of float32 [n, rows].
 
     ``bias`` holds one [rows] or None per weight. ``add`` [n, rows] is added to the result (a residual), with
     exactly one weight. The activations are quantised once for all weights.
     """
-    return _native.linear(x, weights, bias=bias, add=add)
+    return _native.linear(x, weights, norm=norm, bias=bias, add=add)
 
 
 def head_linear(x: Floats, w: Matrix) -> Floats:
@@ -42,9 +47,11 @@ def head_linear(x: Floats, w: Matrix) -> Floats:
     return _native.head_linear(x, w)
 
 
-def mlp(x: Floats, gate: Matrix, up: Matrix, down: Matrix, *, add: Floats | None = None) -> Floats:
+def mlp(
+    x: Floats, gate: Matrix, up: Matrix, down: Matrix, *, norm: Norm | None = None, add: Floats | None = None
+) -> Floats:
     """``down(silu(gate x) * up x)``, plus ``add`` if given: float32 [n, hidden] of x float32 [n, in]."""
-    return _native.mlp(x, gate, up, down, add=add)
+    return _native.mlp(x, gate, up, down, norm=norm, add=add)
 
 
 def moe(
@@ -56,6 +63,7 @@ def moe(
     down: Matrix,
     *,
     shared: tuple[Matrix, Matrix, Matrix] | None = None,
+    norm: Norm | None = None,
     add: Floats | None = None,
 ) -> Floats:
     """``add + sum over j of weights[:, j] * expert ids[:, j] of x + shared of x``, added in this order.
@@ -64,4 +72,47 @@ def moe(
     up, down hold one network per expert, ``shared`` the (gate, up, down) that every token uses. Returns
     float32 [n, hidden].
     """
-    return _native.moe(x, ids, weights, gate, up, down, shared=shared, add=add)
+    return _native.moe(x, ids, weights, gate, up, down, shared=shared, norm=norm, add=add)
+
+
+def routed_moe(
+    x: Floats,
+    router: Matrix,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    *,
+    shared: tuple[Matrix, Matrix, Matrix] | None = None,
+    norm: Norm | None = None,
+    add: Floats | None = None,
+    bias: Floats | None,
+    scoring: str,
+    top_k: int,
+    groups: int,
+    top_groups: int,
+    group_rule: str,
+    normalize: bool,
+    scale: float,
+) -> Floats:
+    """:func:`moe` with the experts that :func:`route` picks from ``linear(x, [router], norm=norm)``.
+
+    x float32 [n, in]; router [experts, in]; bias float32 [experts] or None; the rest as in those functions.
+    """
+    return _native.routed_moe(
+        x,
+        router,
+        gate,
+        up,
+        down,
+        shared=shared,
+        norm=norm,
+        add=add,
+        bias=bias,
+        scoring=scoring,
+        top_k=top_k,
+        groups=groups,
+        top_groups=top_groups,
+        group_rule=group_rule,
+        normalize=normalize,
+        scale=scale,
+    )

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finback import kernels
-from finback.kernels import Matrix
+from finback.kernels import Matrix, Norm
 from finback.models.batch import Batch, Segment
 from finback.models.layers import Array, FeedForward, Fields, Layer, LayerCache, Model, Step, mlp, model, moe
-from finback.models.rope import Tables, rotary
+from finback.models.rope import rotary
 from finback.weights.config import ModelConfig
 
 # The published models normalise the low-rank projections with this constant, whatever rms_norm_eps says.
@@ -32,7 +32,7 @@ class Bottleneck:
 
     q_a: Matrix
     bias: Array | None
-    norm: Array
+    norm: Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class LatentAttention:
     q: Matrix  # hidden state, or bottleneck -> queries
     kv_a: Matrix  # hidden -> [latent | rotary key]
     kv_a_bias: Array | None
-    kv_a_norm: Array
+    kv_a_norm: Norm
     k_up: Matrix  # per head: latent -> key
     k_absorb: Matrix  # per head: query -> latent, the transpose of k_up
     v_up: Matrix  # per head: latent -> value, so also attended latent -> head output
@@ -53,39 +53,48 @@ class LatentAttention:
     scale: float
     expanded_bytes: int = 256 << 20  # of keys and values at a time
 
-    def __call__(self, h: Array, x: Array, step: Step, cache: LayerCache) -> Array:
-        q, latents = self._project(h, step.rope)
-        batch = step.batch
-        kernels.store_rows(cache["latent"], latents, batch.slots)
-        context = np.empty((len(h), self.config.num_attention_heads, self.config.v_head_dim), np.float32)
+    def __call__(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
+        c, n, batch = self.config, len(x), step.batch
+        q, latents = self._from_hidden(x, norm)
+        cos, sin = step.rope
+        kernels.cache_latents(
+            q,
+            latents,
+            cache["latent"],
+            slots=batch.slots,
+            cos=cos,
+            sin=sin,
+            interleaved=c.rope_interleaved,
+            head_dim=c.qk_head_dim,
+            norm=self.kv_a_norm,
+        )
+        context = self._attend(q.reshape(n, c.num_attention_heads, -1), step, cache)
+        return kernels.linear(context.reshape(n, -1), [self.o], bias=[self.o_bias], add=x)[0]
+
+    def _attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
+        batch, rows = step.batch, step.generated
+        if len(rows) == len(q):
+            return self._absorbed(q, batch.seq_ids, batch.positions, batch, cache)
+        context = np.empty((*q.shape[:2], self.config.v_head_dim), np.float32)
         for segment in batch.prompt_segments:
             self._expanded(q, segment, batch, cache, context[segment.start : segment.stop])
-        if len(step.generated):
-            context[step.generated] = self._absorbed(q, step.generated, batch, cache)
-        return kernels.linear(context.reshape(len(h), -1), [self.o], bias=[self.o_bias], add=x)[0]
+        if len(rows):
+            context[rows] = self._absorbed(q[rows], batch.seq_ids[rows], batch.positions[rows], batch, cache)
+        return context
 
-    def _project(self, h: Array, rope: Tables) -> tuple[Array, Array]:
-        c, n = self.config, len(h)
-        q, latents = self._from_hidden(h)
-        q = q.reshape(n, c.num_attention_heads, -1)
-        kernels.rope(q, *rope, interleaved=c.rope_interleaved, start=c.qk_nope_head_dim)
-        kernels.rope(latents.reshape(n, 1, -1), *rope, interleaved=c.rope_interleaved, start=c.kv_lora_rank)
-        compressed = np.ascontiguousarray(latents[:, : c.kv_lora_rank])
-        latents[:, : c.kv_lora_rank] = kernels.rms_norm(compressed, self.kv_a_norm, LATENT_NORM_EPS)
-        return q, latents
-
-    def _from_hidden(self, h: Array) -> tuple[Array, Array]:
+    def _from_hidden(self, x: Array, norm: Norm) -> tuple[Array, Array]:
         if self.bottleneck is None:
-            q, latents = kernels.linear(h, [self.q, self.kv_a], bias=[None, self.kv_a_bias])
+            q, latents = kernels.linear(x, [self.q, self.kv_a], norm=norm, bias=[None, self.kv_a_bias])
             return q, latents
         narrow = self.bottleneck
-        q_a, latents = kernels.linear(h, [narrow.q_a, self.kv_a], bias=[narrow.bias, self.kv_a_bias])
-        return kernels.linear(kernels.rms_norm(q_a, narrow.norm, LATENT_NORM_EPS), [self.q])[0], latents
+        q_a, latents = kernels.linear(x, [narrow.q_a, self.kv_a], norm=norm, bias=[narrow.bias, self.kv_a_bias])
+        return kernels.linear(q_a, [self.q], norm=narrow.norm)[0], latents
 
     def _expanded(self, q: Array, segment: Segment, batch: Batch, cache: LayerCache, out: Array) -> None:
         # The segment's own latents are read back too: attention sees what the cache holds, at its precision.
         slots = batch.context_slots(segment, cache["latent"].shape[1])
-        latents, k_rope = self._split(kernels.load_rows(cache["latent"], slots), self.config.kv_lora_rank)
+        entries, rank = kernels.load_rows(cache["latent"], slots), self.config.kv_lora_rank
+        latents, k_rope = np.ascontiguousarray(entries[:, :rank]), np.ascontiguousarray(entries[:, rank:])
         for heads in self._head_groups(segment.context):
             out[:, heads] = kernels.mla_prefill(
                 np.ascontiguousarray(q[segment.start : segment.stop, heads]),
@@ -102,22 +111,19 @@ class LatentAttention:
         step, heads = max(self.expanded_bytes // head_bytes, 1), self.config.num_attention_heads
         return (slice(first, min(first + step, heads)) for first in range(0, heads, step))
 
-    def _absorbed(self, q: Array, rows: NDArray[np.int64], batch: Batch, cache: LayerCache) -> Array:
-        q_nope, q_rope = self._split(q[rows], self.config.qk_nope_head_dim)
-        attended = kernels.mla_attention(
-            kernels.head_linear(q_nope, self.k_absorb),
-            q_rope,
+    def _absorbed(
+        self, q: Array, seq_ids: NDArray[np.int32], positions: NDArray[np.int32], batch: Batch, cache: LayerCache
+    ) -> Array:
+        return kernels.mla_decode(
+            q,
+            self.k_absorb,
+            self.v_up,
             cache["latent"],
             block_tables=batch.block_tables,
-            seq_ids=batch.seq_ids[rows],
-            positions=batch.positions[rows],
+            seq_ids=seq_ids,
+            positions=positions,
             scale=self.scale,
         )
-        return kernels.head_linear(attended, self.v_up)
-
-    @staticmethod
-    def _split(x: Array, at: int) -> tuple[Array, Array]:
-        return np.ascontiguousarray(x[..., :at]), np.ascontiguousarray(x[..., at:])
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.config.kv_lora_rank + self.config.qk_rope_head_dim,)}
@@ -139,9 +145,9 @@ def build(config: ModelConfig, fields: Fields) -> Model:
 def _layer(config: ModelConfig, fields: Fields) -> Layer:
     hidden = config.hidden_size
     return Layer(
-        attn_norm=fields.vector("attn_norm", hidden),
+        attn_norm=(fields.vector("attn_norm", hidden), config.rms_norm_eps),
         attention=_attention(config, fields.below("attn.")),
-        mlp_norm=fields.vector("mlp_norm", hidden),
+        mlp_norm=(fields.vector("mlp_norm", hidden), config.rms_norm_eps),
         feed_forward=_feed_forward(config, fields),
     )
 
@@ -163,7 +169,7 @@ def _attention(config: ModelConfig, fields: Fields) -> LatentAttention:
         q=fields.matrix("q", q_rows, hidden) if rank is None else fields.matrix("q_b", q_rows, rank),
         kv_a=fields.matrix("kv_a", kv_rows, hidden),
         kv_a_bias=fields.optional_vector("kv_a_bias", kv_rows),
-        kv_a_norm=fields.vector("kv_a_norm", latent),
+        kv_a_norm=(fields.vector("kv_a_norm", latent), LATENT_NORM_EPS),
         k_up=fields.matrix("k_up", c.qk_nope_head_dim, latent, experts=heads),
         k_absorb=fields.matrix("k_absorb", latent, c.qk_nope_head_dim, experts=heads),
         v_up=fields.matrix("v_up", c.v_head_dim, latent, experts=heads),
@@ -180,5 +186,5 @@ def _bottleneck(fields: Fields, config: ModelConfig) -> Bottleneck | None:
     return Bottleneck(
         q_a=fields.matrix("q_a", rank, config.hidden_size),
         bias=fields.optional_vector("q_a_bias", rank),
-        norm=fields.vector("q_a_norm", rank),
+        norm=(fields.vector("q_a_norm", rank), LATENT_NORM_EPS),
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from finback import kernels
 from finback.errors import MissingTensor, ShapeMismatch
-from finback.kernels import Matrix
+from finback.kernels import Matrix, Norm
 from finback.models.batch import Batch
 from finback.models.rope import Rotary, Tables
 from finback.weights.config import ModelConfig, MoeConfig
@@ -37,8 +37,8 @@ class Step:
 class Attention(Protocol):
     """One layer's attention over the cache."""
 
-    def __call__(self, h: Array, x: Array, step: Step, cache: LayerCache) -> Array:
-        """``x`` plus attention of the normalised rows ``h``, whose keys and values go to the cache first."""
+    def __call__(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
+        """``x`` plus attention of its normalised rows, whose keys and values go to the cache first."""
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         """What one token keeps in this layer's cache: name -> shape."""
@@ -47,8 +47,8 @@ class Attention(Protocol):
 class FeedForward(Protocol):
     """One layer's feed-forward part."""
 
-    def __call__(self, h: Array, x: Array) -> Array:
-        """``x`` plus the feed-forward of the normalised rows ``h``."""
+    def __call__(self, x: Array, norm: Norm) -> Array:
+        """``x`` plus the feed-forward of its normalised rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ class Mlp:
     up: Matrix
     down: Matrix
 
-    def __call__(self, h: Array, x: Array) -> Array:
-        return kernels.mlp(h, self.gate, self.up, self.down, add=x)
+    def __call__(self, x: Array, norm: Norm) -> Array:
+        return kernels.mlp(x, self.gate, self.up, self.down, norm=norm, add=x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,17 @@ class Moe:
     down: Matrix
     shared: tuple[Matrix, Matrix, Matrix] | None
 
-    def __call__(self, h: Array, x: Array) -> Array:
+    def __call__(self, x: Array, norm: Norm) -> Array:
         c = self.config
-        (scores,) = kernels.linear(h, [self.router])
-        ids, weights = kernels.route(
-            scores,
+        return kernels.routed_moe(
+            x,
+            self.router,
+            self.gate,
+            self.up,
+            self.down,
+            shared=self.shared,
+            norm=norm,
+            add=x,
             bias=self.router_bias,
             scoring=c.scoring_func,
             top_k=c.num_experts_per_tok,
@@ -89,16 +95,15 @@ class Moe:
             normalize=c.norm_topk_prob,
             scale=c.routed_scaling_factor,
         )
-        return kernels.moe(h, ids, weights, self.gate, self.up, self.down, shared=self.shared, add=x)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder layer."""
 
-    attn_norm: Array
+    attn_norm: Norm
     attention: Attention
-    mlp_norm: Array
+    mlp_norm: Norm
     feed_forward: FeedForward
 
 
@@ -109,7 +114,7 @@ class Model:
     config: ModelConfig
     embed: Matrix = field(repr=False)
     layers: Sequence[Layer] = field(repr=False)
-    norm: Array = field(repr=False)
+    norm: Norm = field(repr=False)
     head: Matrix = field(repr=False)
     rotary: Rotary = field(repr=False)
 
@@ -119,18 +124,17 @@ class Model:
 
     def forward(self, batch: Batch, cache: Sequence[LayerCache]) -> Array:
         """Run one step: fill the cache at the batch's slots, return logits [m, vocab] of its logit rows."""
-        eps = self.config.rms_norm_eps
         step = Step(batch, self.rotary.tables(batch.positions), batch.generated_rows())
         x = kernels.take_rows(self.embed, batch.tokens)
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer.attention(kernels.rms_norm(x, layer.attn_norm, eps), x, step, layer_cache)
-            x = layer.feed_forward(kernels.rms_norm(x, layer.mlp_norm, eps), x)
+            x = layer.attention(x, layer.attn_norm, step, layer_cache)
+            x = layer.feed_forward(x, layer.mlp_norm)
         return self._logits(x[batch.logit_rows])
 
     def _logits(self, x: Array) -> Array:
         if not len(x):
             return np.empty((0, self.config.vocab_size), np.float32)
-        return kernels.linear(kernels.rms_norm(x, self.norm, self.config.rms_norm_eps), [self.head])[0]
+        return kernels.linear(x, [self.head], norm=self.norm)[0]
 
 
 class Fields:
@@ -211,4 +215,5 @@ def model(config: ModelConfig, fields: Fields, layers: Sequence[Layer], rotary: 
     vocab, hidden = config.vocab_size, config.hidden_size
     embed = fields.matrix("embed", vocab, hidden)
     head = embed if config.tie_word_embeddings else fields.matrix("head", vocab, hidden)
-    return Model(config, embed, tuple(layers), fields.vector("norm", hidden), head, rotary)
+    norm = (fields.vector("norm", hidden), config.rms_norm_eps)
+    return Model(config, embed, tuple(layers), norm, head, rotary)

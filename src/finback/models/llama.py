@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finback import kernels
-from finback.kernels import Matrix
+from finback.kernels import Matrix, Norm
 from finback.models.layers import Array, Fields, Layer, LayerCache, Model, Step, mlp, model
-from finback.models.rope import Tables, rotary
+from finback.models.rope import rotary
 from finback.weights.config import ModelConfig
 
 
@@ -26,17 +26,29 @@ class GroupedQueryAttention:
     o: Matrix
     biases: tuple[Array | None, Array | None, Array | None]  # of q, k and v
     o_bias: Array | None
-    q_norm: Array | None
-    k_norm: Array | None
+    q_norm: Norm | None
+    k_norm: Norm | None
     scale: float
 
-    def __call__(self, h: Array, x: Array, step: Step, cache: LayerCache) -> Array:
-        q, k, v = self._project(h, step.rope)
-        batch = step.batch
-        kernels.store_rows(cache["k"], k, batch.slots)
-        kernels.store_rows(cache["v"], v, batch.slots)
-        context = kernels.attention(
+    def __call__(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
+        c, n, batch = self.config, len(x), step.batch
+        q, k, v = kernels.linear(x, [self.q, self.k, self.v], norm=norm, bias=self.biases)
+        cos, sin = step.rope
+        kernels.cache_heads(
             q,
+            k,
+            v,
+            cache["k"],
+            cache["v"],
+            slots=batch.slots,
+            cos=cos,
+            sin=sin,
+            interleaved=c.rope_interleaved,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+        )
+        context = kernels.attention(
+            q.reshape(n, c.num_attention_heads, c.head_dim),
             cache["k"],
             cache["v"],
             block_tables=batch.block_tables,
@@ -44,19 +56,7 @@ class GroupedQueryAttention:
             positions=batch.positions,
             scale=self.scale,
         )
-        return kernels.linear(context.reshape(len(h), -1), [self.o], bias=[self.o_bias], add=x)[0]
-
-    def _project(self, h: Array, rope: Tables) -> tuple[Array, Array, Array]:
-        c, n = self.config, len(h)
-        q, k, v = kernels.linear(h, [self.q, self.k, self.v], bias=self.biases)
-        q = q.reshape(n, c.num_attention_heads, c.head_dim)
-        k = k.reshape(n, c.num_key_value_heads, c.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q = kernels.rms_norm(q, self.q_norm, c.rms_norm_eps)
-            k = kernels.rms_norm(k, self.k_norm, c.rms_norm_eps)
-        kernels.rope(q, *rope, interleaved=c.rope_interleaved)
-        kernels.rope(k, *rope, interleaved=c.rope_interleaved)
-        return q, k, v.reshape(n, c.num_key_value_heads, c.head_dim)
+        return kernels.linear(context.reshape(n, -1), [self.o], bias=[self.o_bias], add=x)[0]
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         shape = (self.config.num_key_value_heads, self.config.head_dim)
@@ -73,9 +73,9 @@ def build(config: ModelConfig, fields: Fields) -> Model:
 def _layer(config: ModelConfig, fields: Fields) -> Layer:
     hidden = config.hidden_size
     return Layer(
-        attn_norm=fields.vector("attn_norm", hidden),
+        attn_norm=(fields.vector("attn_norm", hidden), config.rms_norm_eps),
         attention=_attention(config, fields.below("attn.")),
-        mlp_norm=fields.vector("mlp_norm", hidden),
+        mlp_norm=(fields.vector("mlp_norm", hidden), config.rms_norm_eps),
         feed_forward=mlp(fields, hidden, config.intermediate_size),
     )
 
@@ -95,7 +95,7 @@ def _attention(config: ModelConfig, fields: Fields) -> GroupedQueryAttention:
             fields.optional_vector("v_bias", kv_rows),
         ),
         o_bias=fields.optional_vector("o_bias", hidden),
-        q_norm=fields.vector("q_norm", dim) if config.qk_norm else None,
-        k_norm=fields.vector("k_norm", dim) if config.qk_norm else None,
+        q_norm=(fields.vector("q_norm", dim), config.rms_norm_eps) if config.qk_norm else None,
+        k_norm=(fields.vector("k_norm", dim), config.rms_norm_eps) if config.qk_norm else None,
         scale=config.attention_scale,
     )

@@ -8,10 +8,13 @@ against files that others wrote.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finback.kernels.products import Norm
+from finback.kernels.reference.attention import rms_norm, route
 from finback.kernels.weights import Matrix, unpack
 
 Floats = NDArray[np.float32]
@@ -33,6 +36,10 @@ def quantize_activations(x: Floats) -> Floats:
     return (codes.astype(np.float64) * scale).reshape(x.shape)  # type: ignore[no-any-return]
 
 
+def _normed(x: Floats, norm: Norm | None) -> Floats:
+    return x if norm is None else rms_norm(x, *norm)
+
+
 def _product(x: Floats, m: Matrix, expert: int = 0) -> NDArray[np.float64]:
     seen = x if m.format in FLOAT_FORMATS else quantize_activations(x)
     return seen.astype(np.float64) @ unpack(m, expert=expert).astype(np.float64).T
@@ -42,10 +49,12 @@ def linear(
     x: Floats,
     weights: Sequence[Matrix],
     *,
+    norm: Norm | None = None,
     bias: Sequence[Floats | None] | None = None,
     add: Floats | None = None,
 ) -> list[Floats]:
     """Twin of finback.kernels.linear: exact sums of the same rounded activations."""
+    x = _normed(x, norm)
     results = []
     for i, m in enumerate(weights):
         y = _product(x, m)
@@ -68,9 +77,11 @@ def _gated(x: Floats, gate: Matrix, up: Matrix, down: Matrix, expert: int = 0) -
     return _product(hidden.astype(np.float32), down, expert)
 
 
-def mlp(x: Floats, gate: Matrix, up: Matrix, down: Matrix, *, add: Floats | None = None) -> Floats:
+def mlp(
+    x: Floats, gate: Matrix, up: Matrix, down: Matrix, *, norm: Norm | None = None, add: Floats | None = None
+) -> Floats:
     """Twin of finback.kernels.mlp."""
-    y = _gated(x, gate, up, down)
+    y = _gated(_normed(x, norm), gate, up, down)
     return (y if add is None else y + add).astype(np.float32)
 
 
@@ -83,9 +94,11 @@ def moe(
     down: Matrix,
     *,
     shared: tuple[Matrix, Matrix, Matrix] | None = None,
+    norm: Norm | None = None,
     add: Floats | None = None,
 ) -> Floats:
     """Twin of finback.kernels.moe."""
+    x = _normed(x, norm)
     y = np.zeros((len(x), down.rows)) if add is None else add.astype(np.float64)
     for token, chosen in enumerate(ids):
         for j, expert in enumerate(chosen):
@@ -93,3 +106,20 @@ def moe(
     if shared is not None and len(x):
         y += _gated(x, *shared)
     return y.astype(np.float32)
+
+
+def routed_moe(
+    x: Floats,
+    router: Matrix,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+    *,
+    shared: tuple[Matrix, Matrix, Matrix] | None = None,
+    norm: Norm | None = None,
+    add: Floats | None = None,
+    **routing: Any,
+) -> Floats:
+    """Twin of finback.kernels.routed_moe."""
+    ids, weights = route(linear(x, [router], norm=norm)[0], **routing)
+    return moe(x, ids, weights, gate, up, down, shared=shared, norm=norm, add=add)

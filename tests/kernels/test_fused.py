@@ -1,0 +1,164 @@
+"""The calls that do several kernels' work at once: bit for bit what those kernels give one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from finback import kernels
+from finback.errors import KernelArgumentError
+from finback.kernels import Norm, reference
+from tests.kernels.packed import normal, published
+from tests.kernels.paged import CACHE_TYPES, Pages
+
+EPS = 1e-5
+ROUTING: dict[str, Any] = {
+    "bias": None,
+    "scoring": "softmax",
+    "top_k": 2,
+    "groups": 1,
+    "top_groups": 1,
+    "group_rule": "none",
+    "normalize": True,
+    "scale": 1.5,
+}
+
+
+def a_norm(rng: np.random.Generator, width: int) -> Norm:
+    return normal(rng, width) + 1, EPS
+
+
+def rotation(rng: np.random.Generator, n: int, pairs: int) -> dict[str, NDArray[np.float32]]:
+    return {"cos": normal(rng, n, pairs), "sin": normal(rng, n, pairs)}
+
+
+@pytest.mark.parametrize("format", ["q4_0", "q4_k", "bf16"])
+@pytest.mark.parametrize("n", [1, 3, 17])
+def test_products_of_normalised_rows(isa: str, rng: np.random.Generator, format: str, n: int) -> None:
+    wide, narrow = 256, 512
+    gate, up = (published(rng, format, narrow, wide).matrix for _ in range(2))
+    down = published(rng, format, wide, narrow).matrix
+    x, norm = normal(rng, n, wide), a_norm(rng, wide)
+    h = kernels.rms_norm(x, *norm)
+    for got, expected in zip(kernels.linear(x, [gate, up], norm=norm), kernels.linear(h, [gate, up]), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    expected = kernels.mlp(h, gate, up, down, add=x)
+    np.testing.assert_array_equal(kernels.mlp(x, gate, up, down, norm=norm, add=x), expected)
+    twin = reference.mlp(x, gate, up, down, norm=norm, add=x)
+    np.testing.assert_allclose(expected, twin, rtol=0, atol=0.02 * np.abs(twin).max())
+
+
+@pytest.mark.parametrize("n", [0, 1, 9])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_routed_moe(isa: str, rng: np.random.Generator, n: int, threads: int) -> None:
+    kernels.set_threads(threads)
+    hidden, inner, experts = 64, 96, 5
+    router = published(rng, "f32", experts, hidden).matrix
+    gate, up = (published(rng, "q8_0", inner, hidden, experts).matrix for _ in range(2))
+    down = published(rng, "q8_0", hidden, inner, experts).matrix
+    shared = tuple(published(rng, "q4_1", *shape).matrix for shape in ((32, hidden), (32, hidden), (hidden, 32)))
+    x, norm = normal(rng, n, hidden), a_norm(rng, hidden)
+    options: dict[str, Any] = {"shared": shared, "norm": norm, "add": x}
+    ids, weights = kernels.route(kernels.linear(x, [router], norm=norm)[0], **ROUTING)
+    expected = kernels.moe(x, ids, weights, gate, up, down, **options)
+    actual = kernels.routed_moe(x, router, gate, up, down, **options, **ROUTING)
+    np.testing.assert_array_equal(actual, expected)
+    twin = reference.routed_moe(x, router, gate, up, down, **options, **ROUTING)
+    np.testing.assert_allclose(actual, twin, rtol=0, atol=0.02 * max(1, np.abs(twin).max(initial=0)))
+
+
+@pytest.mark.parametrize("dtype", CACHE_TYPES)
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_cache_heads(rng: np.random.Generator, dtype: type[Any], normed: bool, interleaved: bool) -> None:
+    n, heads, kv_heads, width, value_width = 5, 6, 2, 16, 24
+    q, k, v = normal(rng, n, heads * width), normal(rng, n, kv_heads * width), normal(rng, n, kv_heads * value_width)
+    norms = [a_norm(rng, width) if normed else None for _ in range(2)]
+    turn = rotation(rng, n, width // 2)
+    slots = rng.permutation(12)[:n].astype(np.int64)
+    caches = [np.zeros((3, 4, kv_heads, w), dtype) for w in (width, value_width) for _ in range(2)]
+
+    expected_q, expected_k = q.reshape(n, heads, width).copy(), k.reshape(n, kv_heads, width).copy()
+    if norms[0] is not None and norms[1] is not None:
+        expected_q, expected_k = kernels.rms_norm(expected_q, *norms[0]), kernels.rms_norm(expected_k, *norms[1])
+    for x in (expected_q, expected_k):
+        kernels.rope(x, **turn, interleaved=interleaved)
+    kernels.store_rows(caches[0], expected_k, slots)
+    kernels.store_rows(caches[2], v.reshape(n, kv_heads, value_width), slots)
+
+    kernels.cache_heads(
+        q, k, v, caches[1], caches[3], slots=slots, **turn, interleaved=interleaved, q_norm=norms[0], k_norm=norms[1]
+    )
+    np.testing.assert_array_equal(q, expected_q.reshape(n, -1))
+    np.testing.assert_array_equal(caches[1], caches[0])
+    np.testing.assert_array_equal(caches[3], caches[2])
+
+
+@pytest.mark.parametrize("dtype", CACHE_TYPES)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_cache_latents(rng: np.random.Generator, dtype: type[Any], interleaved: bool) -> None:
+    n, heads, nope, turned, latent = 4, 3, 12, 8, 20
+    q, latents = normal(rng, n, heads * (nope + turned)), normal(rng, n, latent + turned)
+    norm, turn = a_norm(rng, latent), rotation(rng, n, turned // 2)
+    slots = rng.permutation(12)[:n].astype(np.int64)
+    expected, cache = (np.zeros((3, 4, latent + turned), dtype) for _ in range(2))
+
+    expected_q, entries = q.reshape(n, heads, -1).copy(), latents.copy()
+    kernels.rope(expected_q, **turn, interleaved=interleaved, start=nope)
+    kernels.rope(entries.reshape(n, 1, -1), **turn, interleaved=interleaved, start=latent)
+    entries[:, :latent] = kernels.rms_norm(np.ascontiguousarray(entries[:, :latent]), *norm)
+    kernels.store_rows(expected, entries, slots)
+
+    kernels.cache_latents(
+        q, latents, cache, slots=slots, **turn, interleaved=interleaved, head_dim=nope + turned, norm=norm
+    )
+    np.testing.assert_array_equal(q, expected_q.reshape(n, -1))
+    np.testing.assert_array_equal(cache, expected)
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "q8_0"])
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_mla_decode(isa: str, rng: np.random.Generator, format: str, n: int) -> None:
+    heads, nope, latent, turned, value = 3, 32, 64, 6, 24
+    k_absorb = published(rng, format, latent, nope, heads).matrix
+    v_up = published(rng, format, value, latent, heads).matrix
+    pages = Pages.shuffled(rng, (70, 5), 16)
+    cache = pages.cache(np.uint16, [normal(rng, length, latent + turned) for length in pages.lengths])
+    seq_ids = rng.integers(0, 2, n).astype(np.int32)
+    where = {
+        "block_tables": pages.block_tables,
+        "seq_ids": seq_ids,
+        "positions": np.array([rng.integers(0, pages.lengths[s]) for s in seq_ids], np.int32),
+        "scale": 0.1,
+    }
+    q = normal(rng, n, heads, nope + turned)
+    q_latent = kernels.head_linear(np.ascontiguousarray(q[..., :nope]), k_absorb)
+    attended = kernels.mla_attention(q_latent, np.ascontiguousarray(q[..., nope:]), cache, **where)
+    expected = kernels.head_linear(attended, v_up)
+    np.testing.assert_array_equal(kernels.mla_decode(q, k_absorb, v_up, cache, **where), expected)
+
+
+def test_what_does_not_fit_is_refused(rng: np.random.Generator) -> None:
+    w = published(rng, "f32", 8, 4).matrix
+    x = normal(rng, 2, 4)
+    with pytest.raises(KernelArgumentError, match=r"\[linear\] norm must be float32 \[4\]"):
+        kernels.linear(x, [w], norm=(np.ones(3, np.float32), EPS))
+    cache, slots = np.zeros((1, 4, 1, 4), np.float32), np.array([0, 4])
+    turn = rotation(rng, 2, 2)
+    with pytest.raises(KernelArgumentError, match=r"\[cache_heads\] slots"):
+        kernels.cache_heads(x.copy(), x.copy(), x, cache, cache, slots=slots, **turn, interleaved=True)
+    with pytest.raises(KernelArgumentError, match=r"\[cache_heads\] q must hold whole heads"):
+        kernels.cache_heads(normal(rng, 2, 6), x.copy(), x, cache, cache, slots=slots % 4, **turn, interleaved=True)
+    with pytest.raises(KernelArgumentError, match=r"\[cache_latents\] the cache must hold latents"):
+        kernels.cache_latents(
+            x.copy(), x.copy(), cache[:, :, 0], slots=slots % 4, **turn, interleaved=True, head_dim=4,
+            norm=(np.ones(4, np.float32), EPS),
+        )  # fmt: skip
+    with pytest.raises(KernelArgumentError, match=r"\[mla_decode\] cache must hold at least"):
+        kernels.mla_decode(
+            x.reshape(2, 1, 4), w, w, np.zeros((1, 4, 6), np.float32), block_tables=np.zeros((1, 1), np.int32),
+            seq_ids=np.zeros(2, np.int32), positions=np.zeros(2, np.int32), scale=1.0,
+        )  # fmt: skip
