@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finback.errors import InvalidRequest
 from finback.server.replies import error_response
 
+MAX_HEADERS = 200
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
 _HEADERS = [
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -62,17 +64,30 @@ class Edge:
 
         self._gate.active += 1
         try:
-            app = error_response(_AMBIGUOUS) if _is_ambiguous(scope) else self._app
+            complaint = _complaint(scope)
+            app = self._app if complaint is None else _refusal(complaint)
             await app(scope, receive, send_with_head)
         finally:
             self._gate.active -= 1
             self._on_end(scope, status, time.monotonic() - started)
 
 
-_AMBIGUOUS = InvalidRequest("a body has one length: either Content-Length or Transfer-Encoding")
+def _refusal(complaint: str) -> ASGIApp:
+    """A 400 that ends the connection: nobody can say where its next request begins."""
+    response = error_response(InvalidRequest(complaint))
+    response.headers["connection"] = "close"
+    return response
 
 
-def _is_ambiguous(scope: Scope) -> bool:
-    """Whether a proxy may see another end of the body than this server: the way to smuggle a second request."""
-    names = [name for name, _ in scope["headers"] if name in (b"content-length", b"transfer-encoding", b"host")]
-    return len(names) != len(set(names)) or {b"content-length", b"transfer-encoding"} <= set(names)
+def _complaint(scope: Scope) -> str | None:
+    """What is wrong with a request's head.
+
+    Where a proxy may see another end of the body than this server does, a second request could be smuggled past it.
+    """
+    names = [name for name, _ in scope["headers"]]
+    framing = [name for name in names if name in _FRAMING]
+    if len(names) > MAX_HEADERS:
+        return f"a request has at most {MAX_HEADERS} headers"
+    if len(framing) != len(set(framing)) or {b"content-length", b"transfer-encoding"} <= set(framing):
+        return "a request has one Host and one length: either Content-Length or Transfer-Encoding"
+    return None

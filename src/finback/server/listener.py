@@ -66,7 +66,10 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > self._patience.max_connections:
             victim = next(iter(self._patience.waiting), self)
+            self._patience.waiting.pop(victim, None)
             victim.transport.abort()
+            if victim is self:
+                return
         self._wait()
         self._expect_head()
 

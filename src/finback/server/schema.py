@@ -17,6 +17,7 @@ from msgspec import Meta
 from finback.engine.request import SamplingParams
 from finback.errors import InvalidRequest
 
+MAX_CHOICES = 64  # answers to one request, all its prompts together
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens in /v1/completions
 
 TokenIds = list[Annotated[int, Meta(ge=0, lt=2**31)]]
@@ -55,7 +56,7 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
@@ -169,6 +170,8 @@ class CompletionRequest(Sampled, forbid_unknown_fields=True, kw_only=True):
     def refuse_unsupported(self) -> None:
         """Raise InvalidRequest for a combination or a value that cannot be honoured."""
         super().refuse_unsupported()
+        if len(self.prompts()) * (self.n or 1) > MAX_CHOICES:
+            raise InvalidRequest(f"prompts times n may not exceed {MAX_CHOICES}", parameter="n")
         if self.best_of not in (None, 1, self.n):
             raise InvalidRequest("best_of other than n is not supported", parameter="best_of")
         if self.suffix:
