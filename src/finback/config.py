@@ -44,8 +44,8 @@ class Settings:
     max_requests: int = 64  # requests that run in one step
     max_queue: int = 512  # requests that wait; more are refused
     draft_tokens: int = 8  # guessed ahead from what an answer repeats, at most; 0: none are
-    prefix_store_mib: int | None = None  # disk for such beginnings, to survive a restart; None: 0, for servers 4096
     prefix_cache_mib: int = 1024  # memory for beginnings that later requests may share; 0: none are kept
+    prefix_store_mib: int | None = None  # disk for such beginnings, to survive a restart; None: 0, for servers 4096
     host: str = "127.0.0.1"  # of the server, as all that follow
     port: int = 8000  # 0: any free one
     tls_cert: Path | None = None  # PEM, with tls_key; None: no TLS
