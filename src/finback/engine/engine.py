@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from finback.text.tokenizer import Tokenizer
 
 
+MOST_TOUCHED_BYTES = 128 << 20  # of the cache, before the first request, where there are prefixes to restore
 LONGEST_RETRY_S = 60  # what a refused caller is told to wait, at most
 
 
@@ -93,6 +94,8 @@ class Engine:
             restore=self._restore,
         )
         self._runner: Runner | None = Runner(model, plan)
+        if store is not None:
+            self._runner.touch(min(store.used_bytes, MOST_TOUCHED_BYTES))
         self._running: dict[str, _Running] = {}
         self._aborted: list[StepOutput] = []
         self._steps = 0

@@ -31,6 +31,13 @@ class Runner:
         batch = build_batch(plan, every_row=every_row)
         return self.model.forward(batch, self._cache)
 
+    def touch(self, num_bytes: int) -> None:
+        """Have the system find memory for the first blocks now: a request that fills many at once would wait for it."""
+        count = num_bytes // self.block_bytes
+        for layer in self._cache:
+            for array in layer.values():
+                array[:count] = 0
+
     @property
     def block_bytes(self) -> int:
         """Bytes of one block, over all layers."""
