@@ -23,7 +23,7 @@ TEXTS = frozenset({"format", "kv_dtype", "host", "log_format", "price_input", "p
 PATHS = frozenset({"home", "tls_cert", "tls_key"})
 PACK_FORMATS = ("q8", "q4")
 # Variables with the prefix that are not settings: read where they act.
-OTHER_VARIABLES = frozenset({"FINBACK_ISA", "FINBACK_CONFIG"})
+OTHER_VARIABLES = frozenset({"FINBACK_ISA", "FINBACK_CONFIG", "FINBACK_API_KEY"})
 
 
 def _default_home() -> Path:

@@ -12,7 +12,23 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from finback.cli import bench, chat, config, doctor, keys, list, ps, pull, rm, run, serve, show, usage, version
+from finback.cli import (
+    bench,
+    bench_serve,
+    chat,
+    config,
+    doctor,
+    keys,
+    list,
+    ps,
+    pull,
+    rm,
+    run,
+    serve,
+    show,
+    usage,
+    version,
+)
 from finback.errors import FinbackError
 
 
@@ -77,7 +93,21 @@ def _options(
     """Options that come before the command; both act elsewhere."""
 
 
-for _command in (chat, run, serve, pull, list, show, rm, ps, usage, bench, doctor, version):
+class DefaultCommand(TyperGroup):
+    """A group whose first command is meant when none is named."""
+
+    def parse_args(self, ctx: Any, args: Any) -> Any:
+        """Name the command if the first argument does not."""
+        first = next(iter(self.commands))
+        return super().parse_args(ctx, args if args and args[0] in self.commands else [first, *args])
+
+
+_bench = typer.Typer(cls=DefaultCommand, help="Measure prefill and decode speed; `bench serve`: a server under load.")
+_bench.command("model")(bench.bench)
+_bench.command("serve")(bench_serve.serve)
+app.add_typer(_bench, name="bench")
+
+for _command in (chat, run, serve, pull, list, show, rm, ps, usage, doctor, version):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(getattr(_command, _name))
 app.add_typer(keys.app, name="keys")

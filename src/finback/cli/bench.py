@@ -69,7 +69,8 @@ def bench(
 ) -> None:
     """Measure prefill and decode speed.
 
-    Decode is also shown as the share of the measured memory bandwidth that it uses.
+    Decode is also shown as the share of the measured memory bandwidth that it uses. `finback bench serve` measures a
+    running server under load instead.
     """
     from finback.cli.models import ensure_here, load
     from finback.cli.output import print_json

@@ -204,7 +204,7 @@ class Service:
 
     def _card(self) -> Json:
         card = {"id": self._model.name, "object": "model", "created": self._since, "owned_by": "finback"}
-        return {**card, "context_length": self._model.context}
+        return {**card, "context_length": self._model.context, "vocab_size": self._model.tokenizer.vocab_size}
 
     def _require_model(self, name: str) -> None:
         if name != self._model.name:

@@ -60,6 +60,7 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     seed: int | None = None
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    ignore_eos: bool | None = None  # go on until max_tokens
     user: str | None = None  # who asks: for the caller's own book-keeping, changes no answer
 
     @property
@@ -77,6 +78,7 @@ class Sampled(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             "presence_penalty",
             "frequency_penalty",
             "repetition_penalty",
+            "ignore_eos",
         )
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
