@@ -126,13 +126,16 @@ void stream_integers(const uint8_t* const (&blocks)[R], size_t cols, const Token
     for (int r = 0; r < R; ++r) tile[r] = blocks[r];
     size_t at = 0;
     for (size_t col = 0; col < cols; col += info(F).block_cols) {
+        TileScales<F> shared[R];
+        FINBACK_UNROLL(2)
+        for (int r = 0; r < R; ++r) read_scales<F>(tile[r], shared[r]);
         for (size_t g = 0; g < groups; ++g, ++at) {
             Group<F> group[R];
             const Group<F>* w[R];
             FINBACK_UNROLL(2)
             for (int r = 0; r < R; ++r) {
                 prefetch_ahead<tile_bytes(F) / groups>(tile[r] + g * (tile_bytes(F) / groups));
-                unpack_group<F>(tile[r], g, group[r]);
+                unpack_group<F>(tile[r], shared[r], g, group[r]);
                 w[r] = &group[r];
             }
             const Activation* a[T];
@@ -230,8 +233,11 @@ struct IntegerPanel {
     void load(const uint8_t* tiles, size_t first, size_t count) {
         constexpr size_t per_tile = info(F).block_cols / kGroupCols;
         const uint8_t* tile = tiles + first / info(F).block_cols * tile_bytes(F);
-        for (size_t g = 0; g < count / kGroupCols; g += per_tile, tile += tile_bytes(F))
-            for (size_t i = 0; i < per_tile; ++i) unpack_group<F>(tile, i, groups[g + i]);
+        for (size_t g = 0; g < count / kGroupCols; g += per_tile, tile += tile_bytes(F)) {
+            TileScales<F> shared;
+            read_scales<F>(tile, shared);
+            for (size_t i = 0; i < per_tile; ++i) unpack_group<F>(tile, shared, i, groups[g + i]);
+        }
     }
 
     template <int T>

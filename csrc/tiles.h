@@ -97,33 +97,77 @@ inline void unpack_codes(const uint8_t* planes, I8x32* code) {
     }
 }
 
-inline I32x8 pairs_low(const uint8_t* pairs, size_t g) { return widen_bytes(pairs + 8 * g); }
-inline I32x8 pairs_high(const uint8_t* pairs, size_t g) {
-    return shift_right(widen_bytes(pairs + 64 + 8 * (g % 4)), g < 4 ? 0 : 4);
-}
-inline I32x8 pairs_a(I32x8 low, I32x8 high) { return shift_mask<0, 15>(low) | shift_left<4>(shift_mask<0, 3>(high)); }
-inline I32x8 pairs_b(I32x8 low, I32x8 high) { return shift_mask<4, 15>(low) | shift_left<4>(shift_mask<2, 3>(high)); }
-
 inline const uint16_t* halves_at(const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); }
+
+// What the groups of a tile share, read once: nothing for tiles of one group. a and b are the pairs, 8 rows per group.
+struct SixBitPairs {
+    alignas(32) uint8_t a[64], b[64];
+};
+template <Format F>
+struct TileScales {};
+template <>
+struct TileScales<Format::q4_k> {
+    F32x8 d, minus_dmin;
+    SixBitPairs pairs;
+};
+template <>
+struct TileScales<Format::q5_k> : TileScales<Format::q4_k> {};
+template <>
+struct TileScales<Format::q3_k> {
+    F32x8 d;
+    SixBitPairs pairs;
+};
+template <>
+struct TileScales<Format::q2_k> {
+    F32x8 d, dmin;
+};
+template <>
+struct TileScales<Format::q6_k> {
+    F32x8 d;
+};
+
+// Groups 0 .. 3 have their upper two bits in the low nibbles behind the low bytes, groups 4 .. 7 in the high nibbles.
+inline void read_pairs(const uint8_t* p, SixBitPairs& out) {
+    const I8x32 first = load_bytes(p), second = load_bytes(p + 32), high = load_bytes(p + 64);
+    store_bytes(out.a, shift_mask<0, 15>(first) | shift_left_mask<4, 0x30>(high));
+    store_bytes(out.b, shift_mask<4, 15>(first) | shift_left_mask<2, 0x30>(high));
+    store_bytes(out.a + 32, shift_mask<0, 15>(second) | shift_mask<0, 0x30>(high));
+    store_bytes(out.b + 32, shift_mask<4, 15>(second) | shift_mask<2, 0x30>(high));
+}
+
+template <Format F>
+inline void read_scales(const uint8_t* tile, TileScales<F>& out) {
+    const uint8_t* scales = tile + info(F).block_cols / kGroupCols * plane_bytes(F);
+    if constexpr (F == Format::q4_k || F == Format::q5_k) {
+        read_pairs(scales, out.pairs);
+        out.d = load_f16(halves_at(scales + 96));
+        out.minus_dmin = zero() - load_f16(halves_at(scales + 112));
+    } else if constexpr (F == Format::q3_k) {
+        read_pairs(scales, out.pairs);
+        out.d = load_f16(halves_at(scales + 96));
+    } else if constexpr (F == Format::q2_k || F == Format::q6_k) {
+        out.d = load_f16(halves_at(scales + 128));
+        // Activation::minus_32 carries the factor -32 that this takes back.
+        if constexpr (F == Format::q2_k) out.dmin = load_f16(halves_at(scales + 144)) * set1(1.0f / 32);
+    }
+}
 
 // `scales` points behind the planes of all groups of the tile; g is the group within the tile.
 template <Format F>
-inline void unpack_scales(const uint8_t* scales, size_t g, Group<F>& out) {
+inline void unpack_scales(const uint8_t* scales, const TileScales<F>& shared, size_t g, Group<F>& out) {
     if constexpr (F == Format::mxfp4) {
         // Half of 2^(e - 127), the codes being doubled. e = 0 and 1 are subnormal; 2^-127 stands for both.
         const I32x8 bits = shift_left<23>(widen_bytes(scales) + set1_i32(-1));
         out.scale = as_float(max(bits, set1_i32(0x00400000)));
     } else if constexpr (F == Format::q4_k || F == Format::q5_k) {
-        const I32x8 low = pairs_low(scales, g), high = pairs_high(scales, g);
-        out.scale = load_f16(halves_at(scales + 96)) * to_float(pairs_a(low, high));
-        out.min = zero() - load_f16(halves_at(scales + 112)) * to_float(pairs_b(low, high));
+        out.scale = shared.d * to_float(widen_bytes(shared.pairs.a + 8 * g));
+        out.min = shared.minus_dmin * to_float(widen_bytes(shared.pairs.b + 8 * g));
     } else if constexpr (F == Format::q3_k) {
-        const I32x8 low = pairs_low(scales, g), high = pairs_high(scales, g);
-        out.scale = load_f16(halves_at(scales + 96));
-        out.sub[0] = pair_up(pairs_a(low, high) + set1_i32(-32));
-        out.sub[1] = pair_up(pairs_b(low, high) + set1_i32(-32));
+        out.scale = shared.d;
+        out.sub[0] = pair_up(widen_bytes(shared.pairs.a + 8 * g) + set1_i32(-32));
+        out.sub[1] = pair_up(widen_bytes(shared.pairs.b + 8 * g) + set1_i32(-32));
     } else if constexpr (F == Format::q2_k || F == Format::q6_k) {
-        out.scale = load_f16(halves_at(scales + 128));
+        out.scale = shared.d;
         for (size_t half = 0; half < 2; ++half) {
             const uint8_t* s = scales + 8 * (2 * g + half);
             if constexpr (F == Format::q6_k) {
@@ -133,8 +177,7 @@ inline void unpack_scales(const uint8_t* scales, size_t g, Group<F>& out) {
                 out.sub_min[half] = pair_up(shift_mask<4, 15>(widen_bytes(s)));
             }
         }
-        // Activation::minus_32 carries the factor -32 that this takes back.
-        if constexpr (F == Format::q2_k) out.min = load_f16(halves_at(scales + 144)) * set1(1.0f / 32);
+        if constexpr (F == Format::q2_k) out.min = shared.dmin;
     } else {
         out.scale = load_f16(halves_at(scales));
         if constexpr (F == Format::q4_1 || F == Format::q5_1) out.min = load_f16(halves_at(scales + 16));
@@ -144,14 +187,14 @@ inline void unpack_scales(const uint8_t* scales, size_t g, Group<F>& out) {
 inline constexpr uint8_t kMxCodes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 template <Format F>
-inline void unpack_group(const uint8_t* tile, size_t g, Group<F>& out) {
+inline void unpack_group(const uint8_t* tile, const TileScales<F>& shared, size_t g, Group<F>& out) {
     constexpr size_t groups = info(F).block_cols / kGroupCols;
     unpack_codes<info(F).code_bits>(tile + g * plane_bytes(F), out.code);
     if constexpr (F == Format::mxfp4) {
         FINBACK_UNROLL(8)
         for (int j = 0; j < 8; ++j) out.code[j] = look_up(kMxCodes, out.code[j]);
     }
-    unpack_scales<F>(tile + groups * plane_bytes(F), g, out);
+    unpack_scales<F>(tile + groups * plane_bytes(F), shared, g, out);
 }
 
 }  // namespace finback::FINBACK_NAMESPACE
