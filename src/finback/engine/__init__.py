@@ -7,4 +7,5 @@ answer       from tokens to text, up to a stop string                   engine  
 defaults     the settings that a model's makers publish                 turns      one engine for several threads
 stats        what was done, in numbers                                  pace       what steps of each size take
 speculation  guessing ahead what an answer repeats                      kv_store   blocks on disk
+prefixes     the way of blocks between cache and disk
 """

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from finback.config import Settings
 from finback.engine.answer import Answer
-from finback.engine.kv_cache import BlockNames, KVCache, root_name
-from finback.engine.kv_store import HEADER_BYTES, PrefixStore
+from finback.engine.kv_cache import KVCache
+from finback.engine.kv_store import PrefixStore
 from finback.engine.memory import BLOCK_SIZE, CachePlan, memory_for_cache, plan_cache
 from finback.engine.pace import LEAST_CHUNK, LEAST_CHUNK_LATENT, Pace
+from finback.engine.prefixes import Prefixes
 from finback.engine.request import (
     MAX_PRIORITY,
     FinishReason,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from finback.models import Model
     from finback.text.tokenizer import Tokenizer
 
-
-MOST_TOUCHED_BYTES = 128 << 20  # of the cache, before the first request, where there are prefixes to restore
 LONGEST_RETRY_S = 60  # what a refused caller is told to wait, at most
 
 
@@ -82,8 +81,11 @@ class Engine:
         self.settings = settings.override(context=plan.context, kv_dtype=plan.kv_dtype)
         self.plan = plan
         self._kv_cache = KVCache(plan.num_blocks, BLOCK_SIZE, most_kept=plan.most_kept)
-        self._store = store
-        self._secret = secrets.token_bytes(32)  # names of blocks cannot be guessed
+        runner = Runner(model, plan)
+        self._runner: Runner | None = runner
+        # Latent attention takes another form for tokens that the model wrote, and its results differ in the last bits.
+        # Elsewhere both roles share their kernels.
+        self._prefixes = Prefixes(runner, store, roles_differ=model.config.is_mla)
         self._pace = Pace(LEAST_CHUNK_LATENT if model.config.is_mla else LEAST_CHUNK)
         self._scheduler = Scheduler(
             self._kv_cache,
@@ -91,18 +93,14 @@ class Engine:
             max_requests=settings.max_requests,
             clock=self._pace,
             most_drafts=settings.draft_tokens,
-            restore=self._restore,
+            restore=self._prefixes.restore,
         )
-        self._runner: Runner | None = Runner(model, plan)
-        if store is not None:
-            self._runner.touch(min(store.used_bytes, MOST_TOUCHED_BYTES))
         self._running: dict[str, _Running] = {}
         self._aborted: list[StepOutput] = []
         self._steps = 0
         self._prompt_tokens = 0
         self._output_tokens = Rate()
         self._drafts = self._drafts_kept = 0
-        self._restored_tokens = 0
         self._ended = Rate()
         self._eos_ids = frozenset(tokenizer.eos_ids) | frozenset(model.config.eos_token_ids)
 
@@ -160,7 +158,7 @@ class Engine:
         if request_id in self._running:
             raise InvalidRequest(f"request id {request_id!r} is taken", parameter="request_id")
         check_whole("priority", priority, -MAX_PRIORITY, MAX_PRIORITY)
-        self._check_queue(tenant)
+        self.check_queue(tenant)
         longest = self.context if params.max_tokens is None else min(self.context, len(tokens) + params.max_tokens)
         request = Request(
             request_id,
@@ -169,7 +167,7 @@ class Engine:
             longest,
             tenant=tenant,
             priority=priority,
-            names=self._names(tenant, len(tokens)),
+            names=self._prefixes.names(tenant, len(tokens)) if self.plan.most_kept else None,
             drafter=Drafter() if self.settings.draft_tokens else None,
         )
         seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -181,6 +179,17 @@ class Engine:
             frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
         )
         self._scheduler.add(request)
+
+    def check_queue(self, tenant: str, places: int = 1) -> None:
+        """QueueFull unless so many more requests of ``tenant`` may wait. Any thread may ask, also during a step."""
+        if self._scheduler.share_of_queue(tenant, self.settings.max_queue) >= places:
+            return
+        waiting, per_s = self.num_waiting, self._ended.per_s
+        raise QueueFull(
+            f"{waiting} requests wait already",
+            retry_after_s=min(max(math.ceil(waiting / per_s), 1), LONGEST_RETRY_S) if per_s else LONGEST_RETRY_S,
+            hint="ask again later, or let more of them wait (max_queue)",
+        )
 
     def abort(self, request_id: str) -> None:
         """End a request now; the next step tells its last output. One that has ended already is left alone."""
@@ -250,7 +259,7 @@ class Engine:
             blocks_cached=kept,
             prefix_query_tokens=scheduler.query_tokens,
             prefix_hit_tokens=scheduler.hit_tokens,
-            prefix_restored_tokens=self._restored_tokens,
+            prefix_restored_tokens=self._prefixes.restored_tokens,
             preemptions=scheduler.preemptions,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
@@ -268,33 +277,14 @@ class Engine:
         """End every request, store computed beginnings, give the cache's memory back. A second call does nothing."""
         for request_id in list(self._running):
             self.abort(request_id)
-        if self._runner is not None and self._store is not None:
-            self._save(self._runner, self._store)
+        if self._runner is not None:
+            self._prefixes.save(self._kv_cache)
         self._runner = None
 
     def renewed(self) -> Engine:
         """Another engine on the same weights, for when this one's books are wrong: it saves nothing, and is closed."""
         model, self._runner = self.model, None
-        return Engine(model, self.tokenizer, self.settings, plan=self.plan, store=self._store)
-
-    def _save(self, runner: Runner, store: PrefixStore) -> None:
-        """Store as many blocks as there is room for, and drop none of them for another."""
-        room = store.limit_bytes // (runner.block_bytes + HEADER_BYTES)
-        # What was used last is stored last, so that it is the last to be dropped.
-        for name, block in reversed(self._kv_cache.named()[:room]):
-            if not store.write(name, runner.save_block(block)):
-                break
-
-    def _restore(self, name: bytes, block: int) -> bool:
-        if self._store is None or name not in self._store:
-            return False
-        runner = self._open_runner()
-        data = self._store.read(name, runner.block_bytes)
-        if data is None:
-            return False
-        runner.restore_block(block, data)
-        self._restored_tokens += BLOCK_SIZE
-        return True
+        return Engine(model, self.tokenizer, self.settings, plan=self.plan, store=self._prefixes.store)
 
     def _count(self, plan: list[Work]) -> None:
         self._steps += 1
@@ -349,25 +339,6 @@ class Engine:
         if error is not cause:
             error.__cause__ = cause
         return self._end(self._running[output.request_id], "error", output._replace(error=error))
-
-    def _check_queue(self, tenant: str) -> None:
-        if self._scheduler.share_of_queue(tenant, self.settings.max_queue) > 0:
-            return
-        waiting, per_s = self.num_waiting, self._ended.per_s
-        raise QueueFull(
-            f"{waiting} requests wait already",
-            retry_after_s=min(max(math.ceil(waiting / per_s), 1), LONGEST_RETRY_S) if per_s else LONGEST_RETRY_S,
-            hint="ask again later, or let more of them wait (max_queue)",
-        )
-
-    def _names(self, tenant: str, num_prompt: int) -> BlockNames | None:
-        # Latent attention takes another form for tokens that the model wrote, and its results differ in the last bits:
-        # an answer's blocks are then no prompt's blocks, even of the same text. Elsewhere the role changes nothing.
-        border = num_prompt if self.config.is_mla else None
-        if not self.plan.most_kept:
-            return None
-        root = root_name(self._secret, tenant) if self._store is None else self._store.root(tenant)
-        return BlockNames(root, BLOCK_SIZE, border)
 
     def _open_runner(self) -> Runner:
         if self._runner is None:

@@ -120,8 +120,11 @@ class Scheduler:
         return len(self._running)
 
     def share_of_queue(self, tenant: str, places: int) -> int:
-        """How many of the queue's ``places`` are left to ``tenant``: all tenants that wait share them equally."""
-        queues = {name: len(other.waiting) for name, other in self._tenants.items() if other.waiting}
+        """How many of the queue's ``places`` are left to ``tenant``: all tenants that wait share them equally.
+
+        Any thread may ask: the list is made in one go.
+        """
+        queues = {name: len(other.waiting) for name, other in list(self._tenants.items()) if other.waiting}
         waiting = queues.setdefault(tenant, 0)
         return places // len(queues) - waiting
 

@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -49,6 +50,9 @@ class StepEngine(Protocol):
         priority: int = 0,
     ) -> None:
         """Take a request in, or raise."""
+
+    def check_queue(self, tenant: str, places: int = 1) -> None:
+        """Raise QueueFull unless so many more may wait; on any thread."""
 
     def abort(self, request_id: str) -> None:
         """Forget a request."""
@@ -136,6 +140,7 @@ class EngineWorker:
         self.failures = 0  # of steps, since the start
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._streams: dict[str, Stream] = {}  # touched by the engine's thread only
+        self._arriving: Counter[str] = Counter()  # jobs that the engine has not taken in; event loop only
         self._ids = itertools.count()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="finback-engine", daemon=True)
@@ -169,8 +174,11 @@ class EngineWorker:
         """
         if not self.alive:
             raise Unavailable("the server is stopping", retry_after_s=5.0)
+        # Refused at once: the engine itself takes requests between two steps, which may be long.
+        self._engine.check_queue(tenant, self._arriving[tenant] + len(jobs))
         streams = [Stream(f"req-{next(self._ids)}", job, on_tokens, self._request_abort) for job in jobs]
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._arriving[tenant] += len(jobs)
         self._commands.put(lambda: self._add(streams, accepted, tenant=tenant, priority=priority))
         try:
             await accepted
@@ -178,6 +186,9 @@ class EngineWorker:
             for stream in streams:
                 stream.close()
             raise
+        finally:
+            self._arriving.subtract({tenant: len(jobs)})
+            self._arriving += Counter()  # without those that are zero
         return streams
 
     def _request_abort(self, request_id: str) -> None:
