@@ -32,6 +32,7 @@ from finback.server.keys import Key, KeyStore
 from finback.server.limits import Accounts, Till
 from finback.server.metrics import CONTENT_TYPE, Metrics
 from finback.server.openai import Answer, Served, Submit, start_chat, start_completion
+from finback.server.openapi import document
 from finback.server.replies import Json, error_body, json_bytes, on_bug, on_finback_error, on_http_error, respond
 from finback.server.schema import ChatRequest, CompletionRequest, UsageQuery, parse, parse_query
 from finback.server.usage import usage_report
@@ -55,6 +56,7 @@ def endpoints(service: Service) -> list[Endpoint]:
         Endpoint("GET", "/health", Policy.KEYED, service.ready),
         Endpoint("GET", "/v1/models", Policy.KEYED, service.models),
         Endpoint("GET", "/v1/models/{name:path}", Policy.KEYED, service.one_model),
+        Endpoint("GET", "/openapi.json", Policy.KEYED, service.openapi),
         Endpoint("GET", "/metrics", Policy.ADMIN, service.metrics),
         Endpoint("GET", "/v1/status", Policy.ADMIN, service.status),
         Endpoint("GET", "/v1/usage", Policy.KEYED, service.usage),
@@ -148,6 +150,10 @@ class Service:
         self._require_model(request.path_params["name"])
         return respond(self._card())
 
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json: what the routes take and give."""
+        return respond(document(request.app.state.endpoints))
+
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, for Prometheus."""
         stats, failures = self._worker.stats(), self._worker.failures
@@ -186,7 +192,9 @@ class Service:
         """An answer within the limits of the request's key. The booking keeps the seat, once there is one."""
         if self._gate.draining:
             raise Unavailable("the server is stopping", retry_after_s=STOPPING_RETRY_S)
-        seat = self._accounts.enter(request.scope["key"])
+        key: Key | None = request.scope["key"]
+        self._worker.require_room("" if key is None else key.id)
+        seat = self._accounts.enter(key)
         visit = Visit(request.scope["request_id"], request.url.path, seat)
         try:
             body = parse(await read_body(request, self._max_body_bytes), shape)

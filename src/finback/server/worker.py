@@ -172,10 +172,7 @@ class EngineWorker:
         ``tenant`` and ``priority``: as in Engine.add. ``on_tokens`` is told on the event loop how many tokens were
         written, whenever some were.
         """
-        if not self.alive:
-            raise Unavailable("the server is stopping", retry_after_s=5.0)
-        # Refused at once: the engine itself takes requests between two steps, which may be long.
-        self._engine.check_queue(tenant, self._arriving[tenant] + len(jobs))
+        self.require_room(tenant, len(jobs))
         streams = [Stream(f"req-{next(self._ids)}", job, on_tokens, self._request_abort) for job in jobs]
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._arriving[tenant] += len(jobs)
@@ -190,6 +187,12 @@ class EngineWorker:
             self._arriving.subtract({tenant: len(jobs)})
             self._arriving += Counter()  # without those that are zero
         return streams
+
+    def require_room(self, tenant: str, jobs: int = 1) -> None:
+        """Raise unless so many jobs may wait. It tells at once: the engine itself takes them between two steps."""
+        if not self.alive:
+            raise Unavailable("the server is stopping", retry_after_s=5.0)
+        self._engine.check_queue(tenant, self._arriving[tenant] + jobs)
 
     def _request_abort(self, request_id: str) -> None:
         self._commands.put(lambda: self._abort(request_id))
