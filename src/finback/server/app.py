@@ -42,7 +42,7 @@ MAX_BODY_BYTES = 32 << 20
 STOPPING_RETRY_S = 5.0  # by then another server may have taken over
 BODY_GRACE_S, BODY_BYTES_PER_S = 10.0, 16 << 10  # a body may take that long, and longer if it comes at this rate
 CLIENT_CLOSED = 499  # nginx's status for a client that left; no one reads it
-KEEP_ALIVE_S = 10.0  # a comment this often while a long prompt is read, so that no proxy gives up
+KEEP_ALIVE_S = 10.0  # a comment this often, so that no proxy gives up while a long prompt is read
 
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
 Start = Callable[[Body, Served, Submit], Awaitable[Answer]]
@@ -273,23 +273,21 @@ async def _until_disconnect(request: Request) -> None:
         pass
 
 
-async def events(chunks: AsyncIterator[Json], answer: Answer) -> AsyncIterator[bytes]:
-    """Server-sent events of an answer, with a comment now and then while there is nothing to say yet."""
-    pending = asyncio.ensure_future(anext(chunks, None))
+async def events(chunks: AsyncIterator[Json | None], answer: Answer) -> AsyncIterator[bytes]:
+    """Server-sent events of an answer, with a comment now and then, since there may be nothing to say for long."""
+    heart = asyncio.create_task(_beat(answer))
     try:
-        while True:
-            done, _ = await asyncio.wait((pending,), timeout=KEEP_ALIVE_S)
-            if not done:
-                yield b": keep-alive\n\n"
-                continue
-            chunk = pending.result()
-            if chunk is None:
-                break
-            yield b"data: " + json_bytes(chunk) + b"\n\n"
-            pending = asyncio.ensure_future(anext(chunks, None))
+        async for chunk in chunks:
+            yield b": keep-alive\n\n" if chunk is None else b"data: " + json_bytes(chunk) + b"\n\n"
         yield b"data: [DONE]\n\n"
     except FinbackError as error:
         yield b"data: " + json_bytes(error_body(error)) + b"\n\n"
     finally:
-        pending.cancel()
+        heart.cancel()
         answer.close()
+
+
+async def _beat(answer: Answer) -> None:
+    while True:
+        await asyncio.sleep(KEEP_ALIVE_S)
+        answer.nudge()

@@ -20,7 +20,7 @@ from finback.meter.money import Prices
 from finback.server import logs
 from finback.server.limits import Seat
 from finback.server.metrics import Metrics
-from finback.server.worker import EngineWorker, Job, Stream
+from finback.server.worker import EngineWorker, Job, Work
 
 log = logging.getLogger("finback.server")
 
@@ -55,9 +55,10 @@ class Visit:
 class Booking:
     """A request in the engine. Closing it aborts what still runs; it settles by itself after that."""
 
-    def __init__(self, visit: Visit, streams: Sequence[Stream], n: int, desk: Desk) -> None:
-        """``n``: so many streams in a row share a prompt."""
-        self.streams = streams
+    def __init__(self, visit: Visit, work: Work, n: int, desk: Desk) -> None:
+        """``n``: so many jobs in a row share a prompt."""
+        self.work = work
+        self.streams = work.streams
         self.reasoning_tokens = 0  # of what was read so far: only readers can tell reasoning from the rest
         self._visit = visit
         self._n = n
@@ -93,8 +94,7 @@ class Booking:
 
     def close(self) -> None:
         """Read no further: jobs that still run are aborted, and the request settles."""
-        for stream in self.streams:
-            stream.close()
+        self.work.close()
         self._settle()
 
     async def settle(self) -> None:
@@ -171,9 +171,9 @@ class Desk:
         max_tokens = visit.seat.reserve(prompts, room, jobs[0].params.max_tokens)
         jobs = [Job(job.prompt, replace(job.params, max_tokens=max_tokens)) for job in jobs]
         seat = visit.seat
-        streams = await self._worker.submit(jobs, seat.count_tokens, tenant=seat.tenant, priority=seat.priority)
+        work = await self._worker.submit(jobs, seat.count_tokens, tenant=seat.tenant, priority=seat.priority)
         seat.count_tokens(sum(prompts))
-        booking = Booking(visit, streams, n, self)
+        booking = Booking(visit, work, n, self)
         self.ledger.put(booking.entry())
         return booking
 

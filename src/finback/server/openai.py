@@ -175,42 +175,45 @@ class Answer:
             pass
         return self._envelope([choice.whole() for choice in self._choices], usage=self._usage())
 
-    async def chunks(self, *, usage_chunk: bool) -> AsyncIterator[Json]:
-        """The answer in pieces, each as soon as it is there."""
+    async def chunks(self, *, usage_chunk: bool) -> AsyncIterator[Json | None]:
+        """The answer in pieces, each as soon as it is there; None after a nudge."""
         async for entries in self._entries():
+            if entries is None:
+                yield None
+                continue
             for entry in entries:
                 yield self._envelope([entry], piece=True)
         if usage_chunk:
             yield self._envelope([], piece=True, usage=self._usage())
 
+    def nudge(self) -> None:
+        """Give whoever iterates over the pieces a None."""
+        self._booking.work.nudge()
+
     def close(self) -> None:
         """Abort every choice that still runs."""
         self._booking.close()
 
-    async def _entries(self) -> AsyncIterator[list[Json]]:
+    async def _entries(self) -> AsyncIterator[list[Json] | None]:
         """What the outputs of all choices say, as they come. An answer's end is told when it is in the books."""
-        pairs = zip(self._choices, self._booking.streams, strict=True)
-        waiting = {asyncio.ensure_future(anext(stream)): (choice, stream) for choice, stream in pairs}
+        unfinished = len(self._choices)
         try:
-            while waiting:
-                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    choice, stream = waiting.pop(task)
-                    output = task.result()
-                    if output.finish_reason is None:
-                        waiting[asyncio.ensure_future(anext(stream))] = (choice, stream)
-                    entries = list(choice.chunks(output))
-                    self._booking.reasoning_tokens = sum(choice.reasoning_tokens for choice in self._choices)
-                    if all(stream.ended.done() for stream in self._booking.streams) and not waiting:
-                        await self._booking.settle()
-                    yield entries
+            async for told in self._booking.work:
+                if told is None:
+                    yield None
+                    continue
+                index, output = told
+                entries = list(self._choices[index].chunks(output))
+                self._booking.reasoning_tokens = sum(choice.reasoning_tokens for choice in self._choices)
+                unfinished -= output.finish_reason is not None
+                if not unfinished:
+                    await self._booking.settle()
+                yield entries
         except FinbackError:
             self.close()
             await self._booking.settle()
             raise
         finally:
-            for task in waiting:
-                task.cancel()
             self.close()
 
     def _envelope(self, choices: list[Json], *, piece: bool = False, usage: Json | None = None) -> Json:

@@ -68,48 +68,23 @@ class StepEngine(Protocol):
 
 
 class Stream:
-    """One job's outputs as they arrive: iterate over it on the event loop, and close it when leaving early.
+    """What one job has brought so far. ``ended`` is done when the engine has done its last work for it."""
 
-    ``ended`` is done when the engine has done its last work for the job; the counts are final from then on.
-    """
-
-    def __init__(
-        self, request_id: str, job: Job, on_tokens: Callable[[int], None], abort: Callable[[str], None]
-    ) -> None:
+    def __init__(self, request_id: str, job: Job) -> None:
         self.request_id = request_id
         self.job = job
-        self.loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.usage = Usage(len(job.prompt), 0)
         self.first_token_at: float | None = None  # of the monotonic clock
         self.ended_at: float | None = None
         self.finish_reason: str | None = None
-        self._items: asyncio.Queue[StepOutput] = asyncio.Queue()
-        self._on_tokens = on_tokens
-        self._abort = abort
-        self._left = False
 
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> StepOutput:
-        if self._left:
-            raise StopAsyncIteration
-        output = await self._items.get()
-        self._left = output.finish_reason is not None
-        if output.error is not None:
-            raise output.error
-        return output
-
-    def put(self, output: StepOutput) -> None:
-        """Take what the engine tells."""
-        if output.tokens:
-            self._on_tokens(len(output.tokens))
-            if self.first_token_at is None:
-                self.first_token_at = time.monotonic()
+    def count(self, output: StepOutput) -> None:
+        """Note what the engine tells. The counts are final once it has told how the job ended."""
+        if output.tokens and self.first_token_at is None:
+            self.first_token_at = time.monotonic()
         written = self.usage.completion_tokens + len(output.tokens)
         self.usage = output.usage or self.usage._replace(completion_tokens=written)
-        self._items.put_nowait(output)
         if output.finish_reason is not None and not self.ended.done():
             self.finish_reason = output.finish_reason
             self.ended_at = time.monotonic()
@@ -123,15 +98,57 @@ class Stream:
             return None
         return (self.ended_at - self.first_token_at) / more
 
+
+class Work:
+    """The jobs of one request in the engine: iterate over what they bring, and close it when leaving early.
+
+    An iteration gives the job's index and its output, in the order in which they come, or None after a nudge.
+    """
+
+    def __init__(
+        self, streams: Sequence[Stream], on_tokens: Callable[[int], None], abort: Callable[[str], None]
+    ) -> None:
+        self.streams = streams
+        self.loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[tuple[int, StepOutput] | None] = asyncio.Queue()
+        self._on_tokens = on_tokens
+        self._abort = abort
+        self._unread = len(streams)  # jobs whose end was not read yet
+
+    def __aiter__(self) -> Work:
+        return self
+
+    async def __anext__(self) -> tuple[int, StepOutput] | None:
+        if not self._unread:
+            raise StopAsyncIteration
+        item = await self._inbox.get()
+        if item is not None and item[1].finish_reason is not None:
+            self._unread -= 1
+            if item[1].error is not None:
+                raise item[1].error
+        return item
+
+    def put(self, index: int, output: StepOutput) -> None:
+        """Take what the engine tells of a job."""
+        if output.tokens:
+            self._on_tokens(len(output.tokens))
+        self.streams[index].count(output)
+        self._inbox.put_nowait((index, output))
+
+    def nudge(self) -> None:
+        """Give whoever iterates a None."""
+        self._inbox.put_nowait(None)
+
     def close(self) -> None:
-        """Read no further; a job that still runs is aborted."""
-        self._left = True
-        if not self.ended.done():
-            self._abort(self.request_id)
+        """Read no further; jobs that still run are aborted."""
+        self._unread = 0
+        for stream in self.streams:
+            if not stream.ended.done():
+                self._abort(stream.request_id)
 
 
 class EngineWorker:
-    """Runs ``engine.step()`` on its own thread. Invariant: ``_streams`` holds exactly the unfinished jobs."""
+    """Runs ``engine.step()`` on its own thread. Invariant: ``_running`` holds exactly the unfinished jobs."""
 
     def __init__(self, engine: StepEngine, renew: Callable[[], StepEngine] | None = None) -> None:
         """``renew`` makes another engine when this one cannot be trusted after a failure."""
@@ -139,7 +156,7 @@ class EngineWorker:
         self._renew = renew
         self.failures = 0  # of steps, since the start
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._streams: dict[str, Stream] = {}  # touched by the engine's thread only
+        self._running: dict[str, tuple[Work, int]] = {}  # with the job's index; touched by the engine's thread only
         self._arriving: Counter[str] = Counter()  # jobs that the engine has not taken in; event loop only
         self._ids = itertools.count()
         self._stopping = False
@@ -166,27 +183,26 @@ class EngineWorker:
 
     async def submit(
         self, jobs: Sequence[Job], on_tokens: Callable[[int], None], *, tenant: str = "", priority: int = 0
-    ) -> list[Stream]:
-        """The streams of jobs that the engine has taken in, all or none; what it refuses is raised here.
+    ) -> Work:
+        """Jobs that the engine has taken in, all or none; what it refuses is raised here.
 
         ``tenant`` and ``priority``: as in Engine.add. ``on_tokens`` is told on the event loop how many tokens were
         written, whenever some were.
         """
         self.require_room(tenant, len(jobs))
-        streams = [Stream(f"req-{next(self._ids)}", job, on_tokens, self._request_abort) for job in jobs]
-        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        work = Work([Stream(f"req-{next(self._ids)}", job) for job in jobs], on_tokens, self._request_abort)
+        accepted: asyncio.Future[None] = work.loop.create_future()
         self._arriving[tenant] += len(jobs)
-        self._commands.put(lambda: self._add(streams, accepted, tenant=tenant, priority=priority))
+        self._commands.put(lambda: self._add(work, accepted, tenant=tenant, priority=priority))
         try:
             await accepted
         except asyncio.CancelledError:
-            for stream in streams:
-                stream.close()
+            work.close()
             raise
         finally:
             self._arriving.subtract({tenant: len(jobs)})
             self._arriving += Counter()  # without those that are zero
-        return streams
+        return work
 
     def require_room(self, tenant: str, jobs: int = 1) -> None:
         """Raise unless so many jobs may wait. It tells at once: the engine itself takes them between two steps."""
@@ -218,9 +234,9 @@ class EngineWorker:
 
     def _recover(self, error: Exception) -> None:
         """End the running jobs with the error, and go on; with another engine if this one's books are wrong."""
-        log.error("the engine failed; %d running jobs are ended", len(self._streams), exc_info=error)
+        log.error("the engine failed; %d running jobs are ended", len(self._running), exc_info=error)
         self.failures += 1
-        jobs = list(self._streams)
+        jobs = list(self._running)
         self._fail_all(error if isinstance(error, EngineError) else EngineError(f"the engine failed: {error!r}"))
         try:
             for request_id in jobs:
@@ -231,42 +247,48 @@ class EngineWorker:
                 log.exception("the engine cannot be trusted any more; another one takes its place")
                 self._engine = self._renew()
 
-    def _deliver(self, outputs: list[StepOutput]) -> None:
+    def _deliver(self, outputs: Sequence[StepOutput]) -> None:
+        """Hand a step's outputs over, all with one call: waking the other thread costs more than what it is told."""
+        told: dict[asyncio.AbstractEventLoop, list[tuple[Work, int, StepOutput]]] = {}
         for output in outputs:
-            stream = self._streams.get(output.request_id)
-            if stream is None:
+            running = self._running.get(output.request_id)
+            if running is None:
                 continue  # it was told an error already
             if output.finish_reason is not None:
-                del self._streams[output.request_id]
-            _tell(stream.loop, stream.put, output)
+                del self._running[output.request_id]
+            told.setdefault(running[0].loop, []).append((*running, output))
+        for loop, items in told.items():
+            _tell(loop, _put_all, items)
 
-    def _add(self, streams: list[Stream], accepted: asyncio.Future[None], *, tenant: str, priority: int) -> None:
+    def _add(self, work: Work, accepted: asyncio.Future[None], *, tenant: str, priority: int) -> None:
         """Add all jobs or none: no step comes between them, so one that is taken back has cost nothing."""
-        for count, stream in enumerate(streams):
+        for count, stream in enumerate(work.streams):
+            job = stream.job
             try:
-                self._engine.add(
-                    stream.request_id, stream.job.prompt, stream.job.params, tenant=tenant, priority=priority
-                )
+                self._engine.add(stream.request_id, job.prompt, job.params, tenant=tenant, priority=priority)
             except Exception as error:
-                for added in streams[:count]:
+                for added in work.streams[:count]:
                     self._engine.abort(added.request_id)
-                _tell(accepted.get_loop(), _settle, accepted, error)
+                _tell(work.loop, _settle, accepted, error)
                 return
-        self._streams |= {stream.request_id: stream for stream in streams}
-        _tell(accepted.get_loop(), _settle, accepted, None)
+        self._running |= {stream.request_id: (work, index) for index, stream in enumerate(work.streams)}
+        _tell(work.loop, _settle, accepted, None)
 
     def _abort(self, request_id: str) -> None:
         """The engine's last output for the request comes with the next step."""
-        if request_id in self._streams:
+        if request_id in self._running:
             self._engine.abort(request_id)
 
     def _stop(self) -> None:
         self._stopping = True
 
     def _fail_all(self, error: EngineError) -> None:
-        for stream in self._streams.values():
-            _tell(stream.loop, stream.put, StepOutput(stream.request_id, finish_reason="error", error=error))
-        self._streams.clear()
+        self._deliver([StepOutput(name, finish_reason="error", error=error) for name in self._running])
+
+
+def _put_all(items: Sequence[tuple[Work, int, StepOutput]]) -> None:
+    for work, index, output in items:
+        work.put(index, output)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, action: Callable[..., None], *arguments: object) -> None:
