@@ -19,7 +19,9 @@ from finback.errors import ConfigError
 KV_DTYPES = ("f32", "bf16", "f16")
 SERVER_STORE_MIB = 4096
 LOG_FORMATS = ("text", "json")
-TEXTS = frozenset({"format", "kv_dtype", "host", "log_format", "price_input", "price_cached_input", "price_output"})
+TEXTS = frozenset(
+    {"format", "kv_dtype", "host", "log_format", "ledger", "price_input", "price_cached_input", "price_output"}
+)
 PATHS = frozenset({"home", "tls_cert", "tls_key"})
 PACK_FORMATS = ("q8", "q4")
 # Variables with the prefix that are not settings: read where they act.
@@ -53,6 +55,7 @@ class Settings:
     log_format: str = "text"  # or "json": one object a line, with a line for every request
     grace_s: int = 30  # running requests may finish for so long after SIGTERM
     max_body_mib: int = 32  # of a request
+    ledger: str | None = None  # PostgreSQL's address, postgresql://...; None: a file below home
     price_input: str | None = None  # money for a million tokens, in decimal digits; None: money is not counted
     price_cached_input: str | None = None  # of prompt tokens found in the cache; None: as price_input
     price_output: str | None = None

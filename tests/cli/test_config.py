@@ -35,3 +35,12 @@ def test_a_bad_file_is_reported(cli: Cli, tmp_path: Path, monkeypatch: pytest.Mo
     message, hint = cli("list", status=1).error
     assert "batch in" in message
     assert "batch_tokens" in str(hint)
+
+
+def test_a_databases_password_is_not_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dsn in ("postgresql://me:xyzzy@host/db", "host=h password=xyzzy user=me"):
+        monkeypatch.setenv("FINBACK_LEDGER", dsn)
+        for options in ((), ("--json",)):
+            shown = cli("config", "show", *options, status=0).out
+            assert "***" in shown
+            assert "xyzzy" not in shown

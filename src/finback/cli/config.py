@@ -42,6 +42,8 @@ def show(
     engine = {"threads": threads, "context": context, "format": format}
     settings, origins = resolve({**network, **engine, "grace_s": grace})
     values = asdict(settings)
+    if settings.ledger is not None:
+        values["ledger"] = _without_password(settings.ledger)
     if json:
         path = config_path(os.environ)
         listed = {name: {"value": value, "origin": origins[name]} for name, value in values.items()}
@@ -49,3 +51,10 @@ def show(
     else:
         rows = [(name, "auto" if value is None else str(value), origins[name]) for name, value in values.items()]
         output.print_table(("SETTING", "VALUE", "ORIGIN"), rows)
+
+
+def _without_password(dsn: str) -> str:
+    """A database's address that may be shown."""
+    import re
+
+    return re.sub(r"(password=)\S+|(://[^:/@]*:)[^@]*(?=@)", lambda found: f"{found[1] or found[2]}***", dsn)

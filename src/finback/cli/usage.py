@@ -10,7 +10,7 @@ import typer
 from finback.cli.options import Json, settings_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from finback.config import Settings
 
 
 class By(StrEnum):
@@ -35,8 +35,9 @@ def usage(
     """Show requests, tokens and money by key, day or model."""
     from finback.cli import output
 
-    home = settings_of().home
-    records = _records(home, by, key, days, check=check) if (home / "ledger.sqlite").exists() else []
+    settings = settings_of()
+    there = settings.ledger is not None or (settings.home / "ledger.sqlite").exists()
+    records = _records(settings, by, key, days, check=check) if there else []
     if json:
         output.print_json(records)
     elif records:
@@ -45,15 +46,15 @@ def usage(
         output.note("nothing was used yet")
 
 
-def _records(home: Path, by: By, key: str | None, days: int | None, *, check: bool) -> list[dict[str, Any]]:
+def _records(settings: Settings, by: By, key: str | None, days: int | None, *, check: bool) -> list[dict[str, Any]]:
+    from finback.meter.books import open_books
     from finback.meter.ledger import Ledger
-    from finback.meter.sqlite import SqliteBooks
     from finback.server.keys import KeyStore
     from finback.server.usage import sums_record
 
-    keys = KeyStore(home)
+    keys = KeyStore(settings.home)
     key_id = None if key is None else keys.named(key).id
-    books = SqliteBooks(home)
+    books = open_books(settings)
     if check:
         books.check_integrity()
     ledger = Ledger(books)

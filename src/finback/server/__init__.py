@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def run(model: LoadedModel, settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGINT or SIGTERM. ``on_ready`` is called with the base URL once requests are taken."""
     require_guard(settings.host, settings.home)
+    from finback.meter.books import open_books
     from finback.meter.ledger import Ledger
     from finback.meter.money import prices_of
-    from finback.meter.sqlite import SqliteBooks
     from finback.server import logs
     from finback.server.app import create_app
     from finback.server.edge import Gate
@@ -38,7 +38,7 @@ def run(model: LoadedModel, settings: Settings, *, on_ready: Callable[[str], Non
         model,
         worker,
         keys,
-        Ledger(SqliteBooks(settings.home)),
+        Ledger(open_books(settings)),
         gate=gate,
         prices=prices,
         always_keyed=not is_loopback(settings.host),
