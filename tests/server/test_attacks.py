@@ -17,7 +17,7 @@ import pytest
 from tests.server.test_http import until
 from tests.server.test_ledger import all_closed, rows
 
-from finback.server.keys import KeyStore
+from finback.server.keys import KeyStore, Limits
 from finback.server.listener import Patience
 
 PATIENCE = {"head_s": 0.4, "idle_s": 1, "stall_s": 0.5}
@@ -262,16 +262,23 @@ def test_one_request_cannot_become_too_many(serve: Serve) -> None:
 
 def test_hanging_up_at_every_stage(serve: Serve) -> None:
     running = serve(max_requests=4)
+    store = KeyStore(running.home)
+    key, text = store.create("one", Limits(concurrency=1000))
+    bearer = f"Authorization: Bearer {text}"
     rng = random.Random(1)
+
+    def ask(**fields: Any) -> bytes:
+        return post(completion(**fields), bearer)
+
     stages: dict[str, Callable[[socket.socket], None]] = {
         "connected": lambda c: None,
-        "in the head": lambda c: c.sendall(post(completion())[:20]),
-        "in the body": lambda c: c.sendall(post(completion())[:-5]),
-        "asked": lambda c: c.sendall(post(completion(max_tokens=300))),
-        "asked for a stream": lambda c: c.sendall(post(completion(max_tokens=300, stream=True))),
-        "in the stream": lambda c: (c.sendall(post(completion(max_tokens=300, stream=True, n=2))), c.recv(300))[0],
-        "at the end": lambda c: (c.sendall(post(completion(max_tokens=1))), c.recv(30))[0],
-        "asked twice": lambda c: c.sendall(post(completion(max_tokens=300)) * 2),
+        "in the head": lambda c: c.sendall(ask()[:20]),
+        "in the body": lambda c: c.sendall(ask()[:-5]),
+        "asked": lambda c: c.sendall(ask(max_tokens=300)),
+        "asked for a stream": lambda c: c.sendall(ask(max_tokens=300, stream=True)),
+        "in the stream": lambda c: (c.sendall(ask(max_tokens=300, stream=True, n=2)), c.recv(300))[0],
+        "at the end": lambda c: (c.sendall(ask(max_tokens=1)), c.recv(30))[0],
+        "asked twice": lambda c: c.sendall(ask(max_tokens=300) * 2),
     }
     for _ in range(60):
         connection = connect(running)
@@ -281,7 +288,9 @@ def test_hanging_up_at_every_stage(serve: Serve) -> None:
         connection.close()
     assert at_rest(running)
     assert all(row["status"] in (200, 499) for row in rows(running.home).values())
-    assert is_well(running)
+    store.limit(key, Limits(concurrency=1))  # every seat is free again
+    headers = {"authorization": f"Bearer {text}"}
+    assert httpx2.post(f"{running.url}/v1/completions", content=completion(), headers=headers).status_code == 200
 
 
 def test_a_client_that_does_not_read_is_dropped(serve: Serve) -> None:

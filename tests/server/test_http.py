@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from starlette.requests import ClientDisconnect
 
 from finback.errors import ConfigError
 from finback.server import is_loopback, require_guard
@@ -116,3 +118,27 @@ def test_only_loopback_needs_no_key(tmp_path: Path) -> None:
     store.revoke(key)
     with pytest.raises(ConfigError):
         require_guard("0.0.0.0", tmp_path)
+
+
+def test_an_answer_that_never_began_is_closed() -> None:
+    """A client may be gone before the first byte of a stream: then nothing of it has run that could clean up."""
+    from finback.server.app import AnswerStream
+
+    class Answer:
+        closed = False
+
+        async def chunks(self, *, usage_chunk: bool) -> Any:
+            yield {}
+
+        def close(self) -> None:
+            self.closed = True
+
+    async def gone(message: Any) -> None:
+        raise OSError
+
+    answer = Answer()
+    response = AnswerStream(answer, usage_chunk=False)  # type: ignore[arg-type]
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+    with pytest.raises((OSError, ClientDisconnect)):
+        asyncio.run(response(scope, asyncio.Queue().get, gone))
+    assert answer.closed

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from finback.errors import FinbackError, Forbidden, Unavailable, UnknownModel
 from finback.meter.ledger import Ledger
@@ -204,9 +204,7 @@ class Service:
             seat.leave()
             raise
         if body.stream:
-            chunks = answer.chunks(usage_chunk=body.wants_usage_chunk)
-            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-            return StreamingResponse(events(chunks, answer), media_type="text/event-stream", headers=headers)
+            return AnswerStream(answer, usage_chunk=body.wants_usage_chunk)
         whole = await whole_or_gone(request, answer)
         return respond(whole) if whole is not None else Response(status_code=CLIENT_CLOSED)
 
@@ -273,6 +271,23 @@ async def _until_disconnect(request: Request) -> None:
         pass
 
 
+class AnswerStream(StreamingResponse):
+    """An answer as server-sent events. Whatever becomes of the response, also before it began, the answer is closed."""
+
+    def __init__(self, answer: Answer, *, usage_chunk: bool) -> None:
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        body = events(answer.chunks(usage_chunk=usage_chunk), answer)
+        super().__init__(body, media_type="text/event-stream", headers=headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.close()
+
+
 async def events(chunks: AsyncIterator[Json | None], answer: Answer) -> AsyncIterator[bytes]:
     """Server-sent events of an answer, with a comment now and then, since there may be nothing to say for long."""
     heart = asyncio.create_task(_beat(answer))
@@ -284,7 +299,6 @@ async def events(chunks: AsyncIterator[Json | None], answer: Answer) -> AsyncIte
         yield b"data: " + json_bytes(error_body(error)) + b"\n\n"
     finally:
         heart.cancel()
-        answer.close()
 
 
 async def _beat(answer: Answer) -> None:
