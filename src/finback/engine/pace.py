@@ -3,16 +3,16 @@
 An answer's reader notices a step's length. Prompt tokens make it longer, by how much depends on the model, the
 machine, the length of the contexts and on who else computes, so it is measured: how long steps without prompt tokens
 take for about so many answers, and what a prompt token adds. Prompts get ``SHARE`` of what the answers need, so that
-the time per token of a running answer stays below twice what it is without prompts, on average. When more requests
-read than write, each claims as much as the first, within bounds: else prompts would trickle in beside a few answers,
-and machines are at their best with many. Where even the least useful chunk takes more than its share, prompts sit out
-steps until it is paid back. What is computed depends on none of this.
+the time per token of a running answer stays well below twice what it is without prompts. When more requests read than
+write, each that reads claims the time of one that writes, within bounds: else prompts would trickle in beside a few
+answers, and machines are at their best with many. Where even the least useful chunk takes more than its share, prompts
+sit out steps until it is paid back. What is computed depends on none of this.
 """
 
 from __future__ import annotations
 
-SHARE = 0.8  # least time for prompts, as a part of the time for answers
-MANY_PROMPTS_S = 0.25  # longest time for prompts, where more of them claim more than that share
+SHARE = 0.6  # time for prompts, as a part of the time for answers
+MANY_PROMPTS_S = 0.25  # longest time for prompts where they claim more than that share
 LEAST_CHUNK = 16  # tokens; smaller ones waste most of what every step costs
 LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for every chunk
 SMOOTHING = 0.3  # weight of the newest measurement
@@ -32,6 +32,7 @@ class Pace:
         self._share = SHARE
         self._debt_s = 0.0  # time beyond their share that prompts have taken
         self._since_alone = 0
+        self._disturbed = False  # by the step before: prompts leave the processor's caches full of other things
 
     def allowance(self, answers: int, prompts: int) -> int:
         """Tokens of ``prompts`` prompts that the next step may compute beside one of each of ``answers`` answers."""
@@ -39,7 +40,8 @@ class Pace:
         if known is None or self._since_alone >= STALE_STEPS:
             return 0  # so that the step is timed without prompts
         alone = known * answers
-        self._share = SHARE * max(1.0, min(prompts / answers, MANY_PROMPTS_S / alone))
+        claimed = min(prompts / answers, MANY_PROMPTS_S / alone) if prompts > answers else 0.0
+        self._share = max(SHARE, claimed)
         if self._debt_s > alone * self._share / 2:
             return 0
         if self._prompt_s is None:
@@ -58,18 +60,22 @@ class Pace:
     def note(self, answers: int, prompt: int, seconds: float) -> None:
         """Learn from a step: it computed ``answers`` tokens of answers and ``prompt`` of prompts."""
         if not answers:
+            self._disturbed = True
             return
         size = _size_class(answers)
-        if not prompt:
-            self._answer_s[size] = _smooth(self._answer_s.get(size), seconds / answers)
+        known = self._answer_s.get(size)
+        if known is None and prompt:
+            return
+        if known is None or not (prompt or self._disturbed):
+            known = self._answer_s[size] = _smooth(known, seconds / answers)
             self._since_alone = 0
-            self._debt_s = max(0.0, self._debt_s - self._share * seconds)
-        elif size in self._answer_s:
-            alone = self._answer_s[size] * answers
-            added = max(seconds - alone, alone / 1000)
-            self._prompt_s = _smooth(self._prompt_s, added / prompt)
+        alone = known * answers
+        added = seconds - alone
+        if prompt:
+            self._prompt_s = _smooth(self._prompt_s, max(added, alone / 1000) / prompt)
             self._since_alone += 1
-            self._debt_s = min(max(0.0, self._debt_s + added - self._share * alone), MOST_DEBT * alone)
+        self._debt_s = min(max(0.0, self._debt_s + added - self._share * alone), MOST_DEBT * alone)
+        self._disturbed = prompt > 0
 
 
 def _size_class(answers: int) -> int:
