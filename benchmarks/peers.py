@@ -42,24 +42,22 @@ def turn_finback(path: str, prompt: int, gen: int, threads: int) -> dict[str, fl
     """One turn of Finback, through its Python face: the engine, its scheduler and sampler included."""
     import finback
     from finback.config import Settings
+    from finback.engine.request import SamplingParams
 
     tokens = prompt_of(prompt)
     # The same prompt is read twice, and greedy answers repeat themselves: every token is to be computed, one by one.
     plain = Settings(prefix_cache_mib=0, draft_tokens=0)
     with finback.load(path, threads=threads, context=prompt + gen + 64, settings=plain) as model:
         model.generate(tokens[:8], max_tokens=2, temperature=0.0)
-        prefill_s = timed(lambda: model.generate(tokens, max_tokens=1, temperature=0.0))
-        total_s = timed(lambda: drain(model, tokens, gen + 1))
-    return {"prefill": prompt / prefill_s, "decode": gen / max(total_s - prefill_s, 1e-9)}
-
-
-def drain(model: Any, tokens: list[int], count: int) -> None:
-    """Generate exactly ``count`` tokens, whatever they are."""
-    from finback.engine.request import SamplingParams
-
-    model.engine.add("bench", tokens, SamplingParams(max_tokens=count, temperature=0.0, ignore_eos=True))
-    while model.engine.has_work:
-        model.engine.step()
+        start = time.perf_counter()
+        model.engine.add("bench", tokens, SamplingParams(max_tokens=gen + 1, temperature=0.0, ignore_eos=True))
+        while not any(output.tokens for output in model.engine.step()):
+            pass
+        first = time.perf_counter()
+        while model.engine.has_work:
+            model.engine.step()
+        end = time.perf_counter()
+    return {"prefill": prompt / (first - start), "decode": gen / (end - first)}
 
 
 def turn_llama(path: str, prompt: int, gen: int, threads: int) -> dict[str, float]:
