@@ -5,7 +5,7 @@
     python -m tests.weights.fuzz --stage headers            stop after the headers (or after: config, bind)
 
 A mutation is known by its kind, number and seed. A failure is an untyped exception, a warning, an answer that is not
-finite numbers of the right shape, more than a second, or memory beyond what sound models need. When the process itself
+finite numbers of the right shape, more than a second of processor time, or memory beyond what sound models need. When the process itself
 crashes or hangs, the last line of output names the mutation, and its files stay in the folder that the first line
 names.
 """
@@ -242,7 +242,7 @@ class Attempt(NamedTuple):
 
 
 def _attempt(path: Path, stage: str, home: Path, number: int) -> Attempt:
-    outcome, trouble, start = "untyped", "", time.perf_counter()
+    outcome, trouble, start = "untyped", "", time.process_time()
     try:
         with warnings.catch_warnings(action="error"):
             outcome = load(path, stage, home, number)
@@ -252,7 +252,7 @@ def _attempt(path: Path, stage: str, home: Path, number: int) -> Attempt:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
         trouble = f"{type(error).__name__}: {str(error)[:300]}"
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     shutil.rmtree(home, ignore_errors=True)
     return Attempt(outcome, seconds, trouble)
 
@@ -286,7 +286,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--stage", choices=STAGES, default="model", help="how far to load")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", metavar="KIND:NUMBER", help="run one mutation and keep its files")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds that one load may take")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of processor time that one load may take")
     return parser.parse_args(arguments)
 
 
