@@ -98,15 +98,15 @@ def at_rest(url: str) -> bool:
 
 def overload(home: Path, seconds: int) -> str:
     """Find the peak with a closed loop, then offer ten times that for a while."""
-    size = {"prompt_tokens": 20, "output_tokens": 20}
-    with process(home, piece_s=0.005) as (_, url):
+    size = {"prompt_tokens": 20, "output_tokens": 100}  # few and long: the clients need the processor, too
+    with process(home, piece_s=0.05) as (_, url):
         target = Target(f"{url}/v1", "tiny")
 
         def measure(asks: list[Ask], streams: int | None) -> tuple[dict[str, Any], list[load.Felt]]:
             felt = asyncio.run(load.run(target, asks, speed=1.0, streams=streams, seed=1))
             return load.summary(felt, slo_ttft_s=5, slo_tpot_s=1), felt
 
-        peak, _ = measure([Ask(0.0, **size)] * 600, 64)
+        peak, _ = measure([Ask(0.0, **size)] * 128, 64)
         rate = 10 * peak["requests_per_s"]
         found, felt = measure(load.poisson(int(rate * seconds), rate, seed=1, **size), None)
     refusals = sorted(one.last_s - one.sent_s for one in felt if one.status == 429)

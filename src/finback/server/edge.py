@@ -67,6 +67,9 @@ class Edge:
             complaint = _complaint(scope)
             app = self._app if complaint is None else _refusal(complaint)
             await app(scope, receive, send_with_head)
+        except Exception:
+            status = 500  # as whoever is further out will say
+            raise
         finally:
             self._gate.active -= 1
             self._on_end(scope, status, time.monotonic() - started)

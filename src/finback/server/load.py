@@ -66,7 +66,7 @@ class Felt:
 
     @property
     def ttft_s(self) -> float:
-        """From when the request should have been sent to its first token."""
+        """From its sending to its first token."""
         return (self.first_s or self.last_s) - self.sent_s
 
     @property
