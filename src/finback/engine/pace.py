@@ -88,7 +88,7 @@ def _largest_of(size: int) -> int:
 
 
 def _smooth(old: float | None, new: float) -> float:
-    """``old`` moved towards ``new``, which may be far off when something else took the processor."""
+    """``old`` moved towards ``new``: fast downwards, because what else took the processor only ever adds."""
     if old is None:
         return new
-    return old + SMOOTHING * (min(new, 3 * old) - old)
+    return old + (SMOOTHING if new > old else 2 * SMOOTHING) * (min(new, 3 * old) - old)
