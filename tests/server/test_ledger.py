@@ -138,6 +138,7 @@ def test_a_days_tokens_are_never_exceeded(serve: Callable[..., Any]) -> None:
         refused = asker.ask(max_tokens=11)
         assert refused.status_code == 429
         assert "21 tokens" in refused.json()["error"]["message"]
+        assert asker.ask(prompt="x" * 600).status_code == 400, "what never fits is no matter of budgets"
         assert 0 < int(refused.headers["retry-after"]) <= 86_400
         assert asker.ask().status_code == 200
         assert asker.ask(max_tokens=1).status_code == 429

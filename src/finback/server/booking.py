@@ -167,10 +167,11 @@ class Desk:
     async def submit(self, visit: Visit, jobs: Sequence[Job], n: int) -> Booking:
         """The booking of jobs that the engine has taken in, all or none; ``n`` in a row share a prompt."""
         prompts = [len(job.prompt) for job in jobs[::n]]
-        room = [max(1, self._context - len(job.prompt)) for job in jobs]
-        max_tokens = visit.seat.reserve(prompts, room, jobs[0].params.max_tokens)
-        jobs = [Job(job.prompt, replace(job.params, max_tokens=max_tokens)) for job in jobs]
+        room = [self._context - len(job.prompt) for job in jobs]
         seat = visit.seat
+        if min(room) > 0:  # or else the engine refuses
+            max_tokens = seat.reserve(prompts, room, jobs[0].params.max_tokens)
+            jobs = [Job(job.prompt, replace(job.params, max_tokens=max_tokens)) for job in jobs]
         work = await self._worker.submit(jobs, seat.count_tokens, tenant=seat.tenant, priority=seat.priority)
         seat.count_tokens(sum(prompts))
         booking = Booking(visit, work, n, self)
