@@ -197,6 +197,7 @@ def test_a_money_limit_needs_prices(serve: Callable[..., Any]) -> None:
 
 def test_usage_of_others_is_for_admins(serve: Callable[..., Any]) -> None:
     running = serve()
+    assert httpx2.get(f"{running.url}/v1/usage", params={"key": "nobody"}).status_code == 400
     asker = Asker(running)
     store = KeyStore(running.home)
     _, other = store.create("other")

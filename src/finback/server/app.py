@@ -172,8 +172,8 @@ class Service:
         """GET /v1/usage: what the key has used; an admin's key may ask for another with ``key``."""
         query = parse_query(request.query_params, UsageQuery)
         key: Key | None = request.scope["key"]
-        if key is not None and query.key not in (None, key.id, key.name):
-            if not key.admin:
+        if query.key is not None and (key is None or query.key not in (key.id, key.name)):
+            if key is not None and not key.admin:
                 raise Forbidden("only a key made with `finback keys create --admin` may see what others use")
             key = self._keys.named(query.key)
         key_id = "" if key is None else key.id
