@@ -18,7 +18,7 @@ LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for 
 SMOOTHING = 0.3  # weight of the newest measurement
 STALE_STEPS = 50  # after so many steps with prompts, one without them is timed again
 EXACT = 16  # steps of up to so many tokens of answers are timed each by itself
-MOST_DEBT = 8.0  # steps that prompts sit out
+MOST_DEBT = 32.0  # steps of answers that prompts can owe: one slow step does not keep them out for long
 UNKNOWN_ROW = 0.3  # what a row more is taken to cost, as a part of a row's time, before it was ever timed
 
 
