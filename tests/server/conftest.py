@@ -14,6 +14,7 @@ import uvicorn
 
 from finback.api import LoadedModel
 from finback.engine.request import SamplingParams
+from finback.errors import InvalidRequest
 from finback.meter.ledger import Ledger
 from finback.meter.money import prices_of
 from finback.meter.sqlite import SqliteBooks
@@ -35,7 +36,9 @@ class PlainChat:
     default_thinking = False
 
     def render(self, messages: Any, *, tools: Any = None, thinking: Any = None, generation_prompt: bool = True) -> Any:
-        return [Piece(f"{message['role']}: {message['content']}\n", trusted=False) for message in messages]
+        if not all(isinstance(message.get("role"), str) for message in messages):
+            raise InvalidRequest("a message has a role", parameter="messages")
+        return [Piece(f"{message['role']}: {message.get('content')}\n", trusted=False) for message in messages]
 
     def parser(self, thinking: bool | None = None, **_: Any) -> Any:
         return StreamParser(ReasoningSplitter(opened=bool(thinking)))
