@@ -5,9 +5,9 @@
     python -m tests.weights.fuzz --stage headers            stop after the headers (or after: config, bind)
 
 A mutation is known by its kind, number and seed. A failure is an untyped exception, a warning, an answer that is not
-finite numbers of the right shape, more than a second of processor time, or memory beyond what sound models need. When the process itself
-crashes or hangs, the last line of output names the mutation, and its files stay in the folder that the first line
-names.
+finite numbers of the right shape, more than a second of processor time, or memory beyond what sound models need. When
+the process itself crashes or hangs, the last line of output names the mutation, and its files stay in the folder that
+the first line names.
 """
 
 from __future__ import annotations
