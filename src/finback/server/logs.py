@@ -33,6 +33,7 @@ def set_up(log_format: str) -> None:
     as_json = log_format == "json"
     handler.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every byte for a client that has gone
     logging.getLogger("finback").setLevel(logging.INFO if as_json else logging.WARNING)
 
 
