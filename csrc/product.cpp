@@ -219,6 +219,8 @@ void stream(const Job& job, size_t end) {
         for (size_t block = job.first; block < end; block += one) stream_blocks<F, one, 1>(job, block, end);
     else if (job.in.n == 2)
         for (size_t block = job.first; block < end; block += two) stream_blocks<F, two, 2>(job, block, end);
+    else if (job.in.n == 3)
+        for (size_t block = job.first; block < end; block += 2) stream_blocks<F, 2, 3>(job, block, end);
     else
         for (size_t block = job.first; block < end; block += 2) stream_blocks<F, 2, 4>(job, block, end);
 }
