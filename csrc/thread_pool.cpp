@@ -36,7 +36,7 @@ public:
         if (static_cast<int>(workers_.size()) + 1 != wanted) resize(wanted);
         if (threads > wanted) threads = wanted;
         active_ = threads < 1 ? 1 : threads;
-        counter_.store(0, std::memory_order_relaxed);
+        clear_counters();
         Team team;
         team.size = active_;
         if (active_ == 1) {
@@ -53,13 +53,13 @@ public:
 
     void barrier(int members) {
         if (members == 1) {
-            counter_.store(0, std::memory_order_relaxed);
+            clear_counters();
             return;
         }
         const uint32_t phase = phase_.load(std::memory_order_acquire);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
             arrived_.store(0, std::memory_order_relaxed);
-            counter_.store(0, std::memory_order_relaxed);
+            clear_counters();
             phase_.store(phase + 1, std::memory_order_release);
             return;
         }
@@ -71,7 +71,33 @@ public:
 
     size_t next() { return counter_.fetch_add(1, std::memory_order_relaxed); }
 
+    size_t next_in_range(size_t index, size_t size, size_t count) {
+        for (size_t i = 0; i < size; ++i) {
+            const size_t owner = (index + i) % size, begin = count * owner / size, end = count * (owner + 1) / size;
+            std::atomic<uint64_t>& taken = ranges_[owner].taken;
+            uint64_t old = taken.load(std::memory_order_relaxed);
+            for (;;) {
+                const size_t front = old & 0xffffffffu, back = old >> 32;
+                if (begin + front + back >= end) break;
+                const uint64_t more = i == 0 ? old + 1 : old + (uint64_t{1} << 32);
+                if (taken.compare_exchange_weak(old, more, std::memory_order_relaxed))
+                    return i == 0 ? begin + front : end - 1 - back;
+            }
+        }
+        return count;
+    }
+
 private:
+    // Items taken of a thread's range: from the front in the low half, from the back in the high half.
+    struct alignas(64) Range {
+        std::atomic<uint64_t> taken{0};
+    };
+
+    void clear_counters() {
+        counter_.store(0, std::memory_order_relaxed);
+        for (int i = 0; i < active_; ++i) ranges_[static_cast<size_t>(i)].taken.store(0, std::memory_order_relaxed);
+    }
+
     void announce() {
         generation_.fetch_add(1, std::memory_order_seq_cst);
         if (parked_.load(std::memory_order_seq_cst) == 0) return;
@@ -114,6 +140,7 @@ private:
         for (std::thread& worker : workers_) worker.join();
         workers_.clear();
         stopping_.store(false, std::memory_order_release);
+        ranges_ = std::vector<Range>(static_cast<size_t>(count));
         const uint32_t seen = generation_.load(std::memory_order_acquire);
         for (int i = 1; i < count; ++i) workers_.emplace_back([this, i, seen] { work(i, seen); });
     }
@@ -125,6 +152,7 @@ private:
     TeamFunction function_ = nullptr;
     void* context_ = nullptr;
     int active_ = 1;
+    std::vector<Range> ranges_{1};
 
     std::atomic<uint32_t> generation_{0};
     std::atomic<bool> stopping_{false};
@@ -148,6 +176,9 @@ Pool& pool() {
 
 void Team::barrier() { pool().barrier(size); }
 size_t Team::next() { return pool().next(); }
+size_t Team::next_in_range(size_t count) {
+    return pool().next_in_range(static_cast<size_t>(index), static_cast<size_t>(size), count);
+}
 int thread_count() { return pool().size(); }
 void set_thread_count(int count) { pool().request(count); }
 void run_team(int threads, TeamFunction function, void* context) { pool().run(threads, function, context); }

@@ -25,6 +25,10 @@ public:
     // Next unclaimed item of the current phase, counting up from 0. Returns `count` or more when none is left.
     // The counter starts again at 0 after each barrier().
     size_t next();
+    // The same for items that lie one behind the other in memory: each thread goes through a range of its own from the
+    // front, so that it reads on where it stopped, and then helps others from the back of theirs. All calls of a phase
+    // pass the same count. Do not mix with next() in a phase.
+    size_t next_in_range(size_t count);
 };
 
 int thread_count();
@@ -44,8 +48,8 @@ void run_on(int threads, F&& body) {
 // count or more if there is none.
 template <class F>
 void for_claimed(Team& team, size_t count, F&& body) {
-    for (size_t item = team.next(); item < count;) {
-        const size_t after = team.next();
+    for (size_t item = team.next_in_range(count); item < count;) {
+        const size_t after = team.next_in_range(count);
         body(item, after);
         item = after;
     }
