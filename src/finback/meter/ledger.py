@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, Protocol
 
 from finback.errors import LedgerError
@@ -25,6 +25,7 @@ MAX_BATCH = 1000  # rows of one commit
 TRIES, PAUSE_S = 5, 1.0  # a full disk may have room again in a moment
 
 Grouping = Literal["key", "day", "model"]
+GROUP_COLUMNS: dict[Grouping, str] = {"key": "key_id", "day": "day", "model": "model"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ class Sums(NamedTuple):
     reasoning_tokens: int = 0
     output_tokens: int = 0
     cost: int = 0
+
+
+# The columns of every store's tables, in order.
+ENTRY_COLUMNS = tuple(field.name for field in fields(Entry))
+SUMMED_COLUMNS = Sums._fields[1:]  # without the count of requests
 
 
 class Books(Protocol):

@@ -10,11 +10,21 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from typing import Any
 
 from finback.errors import ConfigError, LedgerError
-from finback.meter.ledger import Entry, Grouping, Spent, Sums, day_of, now_ms
+from finback.meter.ledger import (
+    ENTRY_COLUMNS,
+    GROUP_COLUMNS,
+    SUMMED_COLUMNS,
+    Entry,
+    Grouping,
+    Spent,
+    Sums,
+    day_of,
+    now_ms,
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -48,11 +58,9 @@ CREATE TABLE IF NOT EXISTS totals (
     PRIMARY KEY (key_id, day, model)
 );
 """
-_COLUMNS = tuple(field.name for field in fields(Entry))
-_SUMMED = Sums._fields[1:]  # without the count of requests
 _PUT = f"""
-    INSERT INTO requests (run, {", ".join(_COLUMNS)}) VALUES ({", ".join(["%s"] * (len(_COLUMNS) + 1))})
-    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)}
+    INSERT INTO requests (run, {", ".join(ENTRY_COLUMNS)}) VALUES ({", ".join(["%s"] * (len(ENTRY_COLUMNS) + 1))})
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in ENTRY_COLUMNS)}
     WHERE requests.ended_ms IS NULL
 """
 _ADD = f"""
@@ -61,7 +69,6 @@ _ADD = f"""
     DO UPDATE SET {", ".join(f"{name} = totals.{name} + excluded.{name}" for name in Sums._fields)}
 """
 _SUMS = ", ".join(f"sum({name})::bigint" for name in Sums._fields)
-_GROUPS = {"key": "key_id", "day": "day", "model": "model"}
 _START = 0x66696E6261636B  # the lock under which servers start one after the other
 WAIT_S = 5  # for a connection, and for an answer
 
@@ -107,7 +114,7 @@ class PostgresBooks:
 
     def usage(self, by: Grouping, *, key_id: str | None, since: str) -> dict[str, Sums]:
         """See Books."""
-        group = _GROUPS[by]
+        group = GROUP_COLUMNS[by]
         query = (
             f"SELECT {group}, {_SUMS} FROM totals WHERE day >= %s AND (%s::text IS NULL OR key_id = %s) "
             f'GROUP BY {group} ORDER BY {group} COLLATE "C"'
@@ -117,7 +124,7 @@ class PostgresBooks:
     def check_integrity(self) -> None:
         """Raise LedgerError unless the sums are those of the rows."""
         day = "to_char(to_timestamp(arrived_ms / 1000) AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
-        summed = ", ".join(f"sum({name})::bigint" for name in _SUMMED)
+        summed = ", ".join(f"sum({name})::bigint" for name in SUMMED_COLUMNS)
         query = (
             f"WITH counted AS (SELECT key_id, {day}, model, count(*), {summed} FROM requests "
             "WHERE ended_ms IS NOT NULL GROUP BY 1, 2, 3) "
@@ -135,7 +142,7 @@ class PostgresBooks:
     def _put(self, entry: Entry) -> None:
         changed = self._writer.execute(_PUT, (self._run, *astuple(entry))).rowcount
         if changed and entry.ended_ms is not None:
-            counts = (getattr(entry, name) for name in _SUMMED)
+            counts = (getattr(entry, name) for name in SUMMED_COLUMNS)
             self._writer.execute(_ADD, (entry.key_id, day_of(entry.arrived_ms), entry.model, 1, *counts))
 
     def _close_lost(self) -> None:
@@ -144,9 +151,9 @@ class PostgresBooks:
         for (run,) in runs:
             [dead] = self._writer.execute("SELECT pg_try_advisory_xact_lock(%s)", (run,)).fetchone() or (False,)
             if dead:
-                query = f"SELECT {', '.join(_COLUMNS)} FROM requests WHERE run = %s AND ended_ms IS NULL"
+                query = f"SELECT {', '.join(ENTRY_COLUMNS)} FROM requests WHERE run = %s AND ended_ms IS NULL"
                 for row in self._writer.execute(query, (run,)).fetchall():
-                    values = dict(zip(_COLUMNS, row, strict=True))
+                    values = dict(zip(ENTRY_COLUMNS, row, strict=True))
                     self._put(Entry(**values | {"ended_ms": now_ms(), "finish_reason": "lost", "status": 500}))
 
     def _read(self, query: str, values: Sequence[Any]) -> list[Any]:

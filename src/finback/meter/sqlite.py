@@ -13,11 +13,21 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from pathlib import Path
 
 from finback.errors import LedgerError
-from finback.meter.ledger import Entry, Grouping, Spent, Sums, day_of, now_ms
+from finback.meter.ledger import (
+    ENTRY_COLUMNS,
+    GROUP_COLUMNS,
+    SUMMED_COLUMNS,
+    Entry,
+    Grouping,
+    Spent,
+    Sums,
+    day_of,
+    now_ms,
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -51,11 +61,9 @@ CREATE TABLE IF NOT EXISTS totals (
     PRIMARY KEY (key_id, day, model)
 );
 """
-_COLUMNS = tuple(field.name for field in fields(Entry))
-_SUMMED = Sums._fields[1:]  # without the count of requests
 _PUT = f"""
-    INSERT INTO requests (run, {", ".join(_COLUMNS)}) VALUES ({", ".join("?" * (len(_COLUMNS) + 1))})
-    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)}
+    INSERT INTO requests (run, {", ".join(ENTRY_COLUMNS)}) VALUES ({", ".join("?" * (len(ENTRY_COLUMNS) + 1))})
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in ENTRY_COLUMNS)}
     WHERE ended_ms IS NULL
 """
 _ADD = f"""
@@ -63,7 +71,6 @@ _ADD = f"""
     ON CONFLICT DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for name in Sums._fields)}
 """
 _SUMS = ", ".join(f"sum({name})" for name in Sums._fields)
-_GROUPS = {"key": "key_id", "day": "day", "model": "model"}
 
 
 class SqliteBooks:
@@ -102,8 +109,8 @@ class SqliteBooks:
     def usage(self, by: Grouping, *, key_id: str | None, since: str) -> dict[str, Sums]:
         """See Books."""
         query = (
-            f"SELECT {_GROUPS[by]}, {_SUMS} FROM totals WHERE day >= ? AND (? IS NULL OR key_id = ?) "
-            f"GROUP BY {_GROUPS[by]} ORDER BY {_GROUPS[by]}"
+            f"SELECT {GROUP_COLUMNS[by]}, {_SUMS} FROM totals WHERE day >= ? AND (? IS NULL OR key_id = ?) "
+            f"GROUP BY {GROUP_COLUMNS[by]} ORDER BY {GROUP_COLUMNS[by]}"
         )
         with closing(_connect(self._path)) as connection:
             return {row[0]: Sums(*row[1:]) for row in connection.execute(query, (since, key_id, key_id))}
@@ -111,7 +118,7 @@ class SqliteBooks:
     def check_integrity(self) -> None:
         """Raise LedgerError unless the file is sound and the sums are those of the rows."""
         day = "strftime('%Y-%m-%d', arrived_ms / 1000, 'unixepoch')"
-        summed = ", ".join(f"sum({name})" for name in _SUMMED)
+        summed = ", ".join(f"sum({name})" for name in SUMMED_COLUMNS)
         counted = (
             f"SELECT key_id, {day}, model, count(*), {summed} FROM requests WHERE ended_ms IS NOT NULL GROUP BY 1, 2, 3"
         )
@@ -134,16 +141,16 @@ class SqliteBooks:
     def _put(self, entry: Entry) -> None:
         changed = self._writer.execute(_PUT, (self._run, *astuple(entry))).rowcount
         if changed and entry.ended_ms is not None:
-            counts = (getattr(entry, name) for name in _SUMMED)
+            counts = (getattr(entry, name) for name in SUMMED_COLUMNS)
             self._writer.execute(_ADD, (entry.key_id, day_of(entry.arrived_ms), entry.model, 1, *counts))
 
     def _close_lost(self) -> None:
         """Close open rows of runs that nobody holds the lock of any more. Their answers' lengths are not known."""
         runs = [run for (run,) in self._writer.execute("SELECT DISTINCT run FROM requests WHERE ended_ms IS NULL")]
         for run in filter(self._is_dead, runs):
-            query = f"SELECT {', '.join(_COLUMNS)} FROM requests WHERE run = ? AND ended_ms IS NULL"
+            query = f"SELECT {', '.join(ENTRY_COLUMNS)} FROM requests WHERE run = ? AND ended_ms IS NULL"
             for row in self._writer.execute(query, (run,)).fetchall():
-                values = dict(zip(_COLUMNS, row, strict=True))
+                values = dict(zip(ENTRY_COLUMNS, row, strict=True))
                 self._put(Entry(**values | {"ended_ms": now_ms(), "finish_reason": "lost", "status": 500}))
 
     def _is_dead(self, run: str) -> bool:
