@@ -1,9 +1,35 @@
 // Bindings of what belongs to the machine: threads and instruction sets.
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "array_args.h"
 #include "bindings.h"
 #include "dispatch.h"
 #include "thread_pool.h"
 
 namespace finback {
+namespace {
+
+constexpr size_t kPageBytes = 4096;  // the least that a system has
+constexpr size_t kPieceBytes = 4 << 20;
+
+// Asking first lets a disk work on a whole piece at once. Reading maps the pages, here and, on a virtual machine, on
+// its host too, which a request to the system alone does not.
+void bring_in(const InputArray& data) {
+    const uint8_t* begin = elements<uint8_t>("bring_in", "data", data, {kAny});
+    const size_t bytes = static_cast<size_t>(data.size());
+    const nb::gil_scoped_release release;
+    parallel_for(thread_count(), ceil_div(bytes, kPieceBytes), [&](size_t piece) {
+        const uint8_t* first = begin + piece * kPieceBytes;
+        const size_t count = std::min(kPieceBytes, bytes - piece * kPieceBytes);
+        const uintptr_t before = reinterpret_cast<uintptr_t>(first) % kPageBytes;
+        (void)posix_madvise(const_cast<uint8_t*>(first) - before, count + before, POSIX_MADV_WILLNEED);
+        for (size_t at = 0; at < count; at += kPageBytes) (void)*static_cast<const volatile uint8_t*>(first + at);
+    });
+}
+
+}  // namespace
 
 void bind_system(nb::module_& m) {
     nb::register_exception_translator([](const std::exception_ptr& p, void*) {
@@ -33,6 +59,7 @@ void bind_system(nb::module_& m) {
             return select_isa(name);
         },
         "name"_a, "Forces an instruction set; returns the one that was in use.");
+    m.def("bring_in", &bring_in, "data"_a);
 }
 
 }  // namespace finback

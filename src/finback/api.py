@@ -247,6 +247,8 @@ def _load(path: Path, name: str, settings: Settings) -> LoadedModel:
     kernels.set_threads(threads)
     packs = settings.home / "packs"
     weights = load_weights(checkpoint, config, format=settings.format, cache_dir=packs, threads=threads)
+    if weights.nbytes < hardware.memory().available_bytes:
+        weights.bring_in()
     model = models.build(config, weights)
     store = _prefix_store(checkpoint, settings, plan)
     engine = Engine(model, tokenizer, settings.override(threads=threads), plan=plan, store=store)

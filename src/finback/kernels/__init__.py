@@ -25,13 +25,14 @@ from finback.kernels.attention import (
 from finback.kernels.norm_rope import rms_norm, rope
 from finback.kernels.products import Norm, head_linear, linear, mlp, moe, routed_moe
 from finback.kernels.sample import logprob_of, route, sample, top_logprobs
-from finback.kernels.weights import Matrix, pack, packed_bytes, quantize, take_rows, unpack
+from finback.kernels.weights import Matrix, bring_in, pack, packed_bytes, quantize, take_rows, unpack
 
 __all__ = [
     "Matrix",
     "Norm",
     "attention",
     "available_isas",
+    "bring_in",
     "cache_heads",
     "cache_latents",
     "head_linear",

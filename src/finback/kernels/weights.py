@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from finback import _native
 from finback._native import Matrix
 
-__all__ = ["Matrix", "pack", "packed_bytes", "quantize", "take_rows", "unpack"]
+__all__ = ["Matrix", "bring_in", "pack", "packed_bytes", "quantize", "take_rows", "unpack"]
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -66,3 +66,11 @@ def unpack(m: Matrix, *, expert: int = 0) -> Floats:
 def take_rows(m: Matrix, ids: NDArray[np.int64]) -> Floats:
     """Rows ``ids`` (int64 [n], each from 0 to rows - 1) of the first expert, float32 [n, cols]: an embedding."""
     return _native.take_rows(m, ids)
+
+
+def bring_in(data: Bytes) -> None:
+    """Have all pages of a mapped file (uint8 [n]) read and mapped, so that no kernel waits for one. On all threads.
+
+    The system may take them back later. Best effort: what cannot be brought in is read when it is used.
+    """
+    _native.bring_in(data)

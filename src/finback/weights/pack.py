@@ -50,6 +50,7 @@ LAYOUT_VERSION = 1
 CHUNK_ELEMENTS = 8 << 20
 # Tiles hold blocks of 8 rows; larger multiples keep the door open for wider blocks.
 CHUNK_ROWS = 64
+PIECE_BYTES = 256 << 20  # brought in at a time
 
 
 class Weights(Mapping[str, "Matrix | Floats"]):
@@ -63,8 +64,8 @@ class Weights(Mapping[str, "Matrix | Floats"]):
         pack: tuple[mmap.mmap, int, tuple[ReportLine, ...]],
     ) -> None:
         mapping, start, self.report = pack
-        data = np.frombuffer(mapping, np.uint8)[start:]
-        self._fields = {field.source.field: _view(field, data) for field in plan.fields}
+        self._data = np.frombuffer(mapping, np.uint8)[start:]
+        self._fields = {field.source.field: _view(field, self._data) for field in plan.fields}
         self.unused = binding.unused  # published tensors that nothing uses
         self.skipped = binding.skipped  # published tensors of prediction layers
         self.nbytes = plan.nbytes
@@ -78,6 +79,14 @@ class Weights(Mapping[str, "Matrix | Floats"]):
 
     def __len__(self) -> int:
         return len(self._fields)
+
+    def bring_in(self) -> None:
+        """Read and map all of it now, for a model that fits into memory: a page that a step waits for costs far more.
+
+        In pieces, so that an interrupt is heard while a disk is slow.
+        """
+        for start in range(0, self.nbytes, PIECE_BYTES):
+            kernels.bring_in(self._data[start : start + PIECE_BYTES])
 
 
 def load_weights(
