@@ -59,6 +59,13 @@ def test_version(cli: Cli) -> None:
     assert cli("version", "--json", status=0).json["finback"] == __version__
 
 
+def test_it_is_a_module_too() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "finback", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)
+    assert done.stdout == f"finback {__version__}\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -12,7 +12,8 @@ import httpx2
 import openai
 import pytest
 
-from finback.server.access import Policy
+from finback.errors import LimitReached
+from finback.server.access import REFUSED_PER_MINUTE, Policy, Refusals, _address
 from finback.server.keys import Key, KeyStore, Limits
 
 BODIES: dict[str, Any] = {
@@ -128,6 +129,44 @@ def test_keys_change_while_the_server_runs(serve: Callable[..., Any], make_tiny_
     assert httpx2.get(models).status_code == 401, "revoking the last key must not open the server"
 
 
+def test_many_wrong_keys_are_told_to_wait_and_good_ones_are_not(keyed: Keyed) -> None:
+    replies = [keyed.ask("GET", "/v1/models", "wrong") for _ in range(REFUSED_PER_MINUTE + 1)]
+    assert [reply.status_code for reply in replies] == [401] * REFUSED_PER_MINUTE + [429]
+    assert 1 <= int(replies[-1].headers["retry-after"]) <= 60
+    assert keyed.ask("GET", "/v1/models", "revoked").status_code == 429
+    assert keyed.ask("GET", "/v1/models", "none").status_code == 401, "no key is no guess"
+    assert keyed.ask("POST", "/v1/completions", "valid").status_code == 200
+
+
+def test_refusals_count_by_address_and_minute() -> None:
+    now = 5.0
+    refusals = Refusals(lambda: now)
+    for _ in range(REFUSED_PER_MINUTE):
+        refusals.count("one")
+    refusals.count("other")
+    with pytest.raises(LimitReached) as caught:
+        refusals.count("one")
+    assert caught.value.retry_after_s == 60
+    now = 65.0
+    refusals.count("one")
+    for number in range(20_000):
+        refusals.count(str(number))
+    assert len(refusals._counts) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("client", "address"),
+    [
+        (("10.1.2.3", 5), "10.1.2.3"),
+        (("::ffff:10.1.2.3", 5), "10.1.2.3"),
+        (("2001:db8:1:2:3::4", 5), "2001:db8:1:2::/64"),
+        (None, ""),
+    ],
+)
+def test_an_address_is_whose_it_is(client: Any, address: str) -> None:
+    assert _address({"client": client}) == address
+
+
 def test_concurrency_is_per_key(serve: Callable[..., Any]) -> None:
     running = serve(max_requests=4)
     store = KeyStore(running.home)
@@ -196,6 +235,26 @@ def test_tenants_share_no_cached_prompt(serve: Callable[..., Any]) -> None:
 
     assert [cached(one), cached(one)] == [0, 320]
     assert [cached(other), cached(other)] == [0, 320]
+
+
+def test_work_does_not_tell_what_others_asked(serve: Callable[..., Any], make_tiny_model: Callable[..., Any]) -> None:
+    """What somebody could time: a prompt that another tenant has had takes the very steps of one that nobody had."""
+    model = make_tiny_model()
+    running = serve(model)
+    store = KeyStore(running.home)
+    one, other, third = (store.create(name)[1] for name in ("one", "other", "third"))
+    secret, unheard = "the launch is at nine " * 15, "the lunch was at noon " * 15
+
+    def work(text: str, prompt: str) -> list[tuple[int, ...]]:
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 4}
+        model.batches.clear()
+        headers = {"authorization": f"Bearer {text}"}
+        assert httpx2.post(f"{running.url}/v1/completions", json=body, headers=headers).status_code == 200
+        return [tuple(batch.positions) for batch in model.batches]
+
+    fresh = work(one, secret)
+    assert work(other, secret) == work(third, unheard) == fresh
+    assert len(work(one, secret)[0]) < len(fresh[0]), "one's own prompt is found again"
 
 
 def test_a_full_queue_is_told_at_once(serve: Callable[..., Any]) -> None:

@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from tests.conftest import TinyModel
 from tests.server.test_http import until
 from tests.server.test_ledger import all_closed, rows
 
 from finback.server.keys import KeyStore, Limits
-from finback.server.listener import Patience
+from finback.server.listener import Connection, Patience
 
 PATIENCE = {"head_s": 0.4, "idle_s": 1, "stall_s": 0.5}
 Serve = Callable[..., Any]
@@ -199,6 +200,8 @@ def test_bodies_that_are_too_large_or_packed_are_refused_unread(serve: Serve) ->
             answer = connection.recv(4096)
             assert status in answer.split(b"\r\n")[0]
             assert b"100 Continue" not in answer
+    chunks = (b" " * (1 << 20) for _ in range(33))  # no length is told: it is counted as it comes
+    assert httpx2.post(f"{running.url}/v1/completions", content=chunks).status_code == 413
     bomb = gzip.compress(bytes(1 << 20))
     packed = httpx2.post(f"{running.url}/v1/completions", content=bomb, headers={"content-encoding": "gzip"})
     assert packed.status_code == 415
@@ -207,8 +210,8 @@ def test_bodies_that_are_too_large_or_packed_are_refused_unread(serve: Serve) ->
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"model":"tiny","prompt":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
-        b'{"model":"tiny","prompt":"x","temperature":' + b"1" * 1_000_000 + b"}",
+        b'{"model":"tiny","prompt":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+        b'{"model":"tiny","prompt":"x","temperature":' + b"1" * 10_000_000 + b"}",
         b'{"model":"tiny","prompt":"x","temperature":1' + b"0" * 400 + b"}",
         b'{"model":"tiny","prompt":"x","max_tokens":1e308}',
         b'{"model":"tiny","prompt":"x","temperature":Infinity}',
@@ -217,7 +220,7 @@ def test_bodies_that_are_too_large_or_packed_are_refused_unread(serve: Serve) ->
         b'{"model":"tiny","prompt":"\xed\xa0\x80"}',
         b'{"model":"tiny","prompt":"x"} {"again":1}',
         b"\xff\xfe{\x00}\x00",
-        b'{"model":"tiny","messages":[{"role":"user","content":' + b"[" * 50_000 + b"]" * 50_000 + b"}]}",
+        b'{"model":"tiny","messages":[{"role":"user","content":' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
     ],
     ids=range(11),
 )
@@ -230,6 +233,13 @@ def test_json_bombs(serve: Serve, body: bytes) -> None:
     assert is_well(running)
 
 
+def test_of_a_field_that_comes_twice_the_last_counts(serve: Serve) -> None:
+    running = serve()
+    body = b'{"model":"x","prompt":"go on","max_tokens":9,"model":"tiny","max_tokens":2}'
+    response = httpx2.post(f"{running.url}/v1/completions", content=body)
+    assert response.json()["usage"]["completion_tokens"] == 2
+
+
 NUMBERS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "n", "seed")
 VALUES = (-1, 0, 1, 2**31, 2**63, 2**64, -(2**63), 1e308, -1e308, 0.5, "1", "", True, [], {}, [1], None)
 
@@ -240,6 +250,7 @@ def test_every_number_with_every_value(serve: Serve) -> None:
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
     plain = {"model": "tiny", "prompt": "x", "max_tokens": 2}
     fields = (*NUMBERS, "repetition_penalty", "logprobs", "top_logprobs", "best_of", "stop", "logit_bias", "stream")
+    fields += ("max_completion_tokens", "stream_options", "messages", "prompt", "tools", "metadata", "user", "echo")
     with httpx2.Client(base_url=running.url) as client:
         for path, body in (("/v1/chat/completions", chat), ("/v1/completions", plain)):
             for field in fields:
@@ -248,6 +259,9 @@ def test_every_number_with_every_value(serve: Serve) -> None:
                     assert response.status_code in (200, 400), (path, field, value, response.text)
         for prompt in ([-1], [258], [2**31], [2**63], [1.5], [[1], [999]], [True], [None], [[[1]]], ["x"] * 17):
             assert client.post("/v1/completions", json=plain | {"prompt": prompt}).status_code == 400, prompt
+        for token in ("-1", "258", "2147483648", "9" * 10, "9" * 30, "1.5", "1e1", " 1", "\u0661"):
+            biased = client.post("/v1/completions", json=plain | {"logit_bias": {token: 1}})
+            assert biased.status_code == 400, token
     assert at_rest(running)
 
 
@@ -293,15 +307,39 @@ def test_hanging_up_at_every_stage(serve: Serve) -> None:
     assert httpx2.post(f"{running.url}/v1/completions", content=completion(), headers=headers).status_code == 200
 
 
-def test_a_client_that_does_not_read_is_dropped(serve: Serve) -> None:
-    running = serve(patience=Patience(**PATIENCE), max_requests=8)
+def test_a_client_that_does_not_read_is_dropped(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for it in the server is bounded, and the work stops."""
+    held: list[int] = []
+    made, pause = Connection.connection_made, Connection.pause_writing
+
+    def with_little_room(connection: Connection, transport: Any) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        made(connection, transport)
+
+    def noted(connection: Connection) -> None:
+        held.append(connection.transport.get_write_buffer_size())
+        pause(connection)
+
+    monkeypatch.setattr(Connection, "connection_made", with_little_room)
+    monkeypatch.setattr(Connection, "pause_writing", noted)
+    running = serve(SlowSteps(), patience=Patience(**PATIENCE), max_requests=8)
     body = completion(max_tokens=400, n=8, stream=True, logprobs=20, temperature=1)
     with connect(running, receive_bytes=4096) as connection:
         connection.sendall(post(body))
         assert until(lambda: bool(rows(running.home)) and all_closed(running.home), 20)
     [row] = rows(running.home).values()
-    assert row["status"] in (200, 499)  # 200: the engine was done before the client's time was up
+    assert (row["status"], row["finish_reason"].split(",")[0]) == (499, "abort")
+    assert held
+    assert max(held) <= 256 << 10
     assert at_rest(running)
+
+
+class SlowSteps(TinyModel):
+    """Takes long enough for a client's time to be up before the answer's end."""
+
+    def forward(self, batch: Any, cache: Any) -> Any:
+        time.sleep(0.01)
+        return super().forward(batch, cache)
 
 
 def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:

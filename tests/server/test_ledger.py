@@ -125,6 +125,13 @@ class Asker:
         body = {"model": "tiny", "prompt": "123456789", "max_tokens": 10} | fields  # ten tokens with BOS
         return self.client.post("/v1/completions", json=body)
 
+    async def at_once(self, count: int) -> list[int]:
+        """The statuses of so many requests in flight together."""
+        body = {"model": "tiny", "prompt": "123456789", "max_tokens": 10}
+        async with httpx2.AsyncClient(base_url=self.running.url, headers=self.client.headers) as client:
+            replies = await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(count)))
+        return [reply.status_code for reply in replies]
+
     def chat(self, **fields: Any) -> httpx2.Response:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]} | fields
         return self.client.post("/v1/chat/completions", json=body)
@@ -161,16 +168,18 @@ def test_many_at_the_last_tokens(serve: Callable[..., Any]) -> None:
     running = serve(max_requests=16)
     asker = Asker(running, tokens_per_day=7 * 20)
     with asker.client:
-        body = {"model": "tiny", "prompt": "123456789", "max_tokens": 10}
-
-        async def all_at_once() -> list[int]:
-            async with httpx2.AsyncClient(base_url=running.url, headers=asker.client.headers) as client:
-                replies = await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(100)))
-            return [reply.status_code for reply in replies]
-
-        statuses = asyncio.run(all_at_once())
+        statuses = asyncio.run(asker.at_once(100))
         assert sorted(statuses) == [200] * 7 + [429] * 93
         assert asker.client.get("/v1/usage").json()["tokens_today"] == 140
+
+
+def test_many_at_the_last_cent(serve: Callable[..., Any]) -> None:
+    running = serve(max_requests=16, price_input="1", price_output="2")
+    asker = Asker(running, money=7 * 30 * 10**6 - 1)
+    with asker.client:
+        statuses = asyncio.run(asker.at_once(100))
+        assert sorted(statuses) == [200] * 6 + [429] * 94
+        assert asker.client.get("/v1/usage").json()["money_spent"] == "0.00018"
 
 
 def test_money(serve: Callable[..., Any]) -> None:

@@ -104,6 +104,36 @@ def finback(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
 
 
+def test_what_is_said_cannot_land_in_core_dumps_or_process_lists(tmp_path: Path) -> None:
+    _, text = KeyStore(tmp_path).create("somebody")
+    with process(tmp_path) as (server, url):
+        proc = Path(f"/proc/{server.pid}")
+        if not proc.exists():
+            pytest.skip("looks into /proc")
+        [limit] = [line for line in (proc / "limits").read_text().splitlines() if "core file" in line]
+        assert limit.split()[4] == "0"
+        headers = {"authorization": f"Bearer {text}"}
+        body = {"model": "tiny", "prompt": "xyzzy", "max_tokens": 4}
+        assert httpx2.post(f"{url}/v1/completions", json=body, headers=headers).status_code == 200
+        for name in ("cmdline", "environ", "comm"):
+            found = (proc / name).read_bytes()
+            assert b"xyzzy" not in found
+            assert text.encode() not in found
+
+
+def test_metrics_name_nobody(serve: Callable[..., Any]) -> None:
+    running = serve()
+    store = KeyStore(running.home)
+    (key, text), (_, admin) = store.create("somebody"), store.create("boss", admin=True)
+    body = {"model": "tiny", "prompt": "xyzzy", "max_tokens": 4, "user": "xyzzy"}
+    with httpx2.Client(base_url=running.url, headers={"authorization": f"Bearer {text}"}) as client:
+        client.post("/v1/completions", json=body)
+        client.get("/xyzzy")
+        exposition = client.get("/metrics", headers={"authorization": f"Bearer {admin}"}).text
+    assert 'route="/v1/completions",status="200"} 1' in exposition
+    assert not any(word in exposition for word in ("xyzzy", key.id, "somebody", text))
+
+
 def test_ps_asks_the_servers_here_also_when_they_want_keys(tmp_path: Path) -> None:
     store = KeyStore(tmp_path)
     store.create("somebody")

@@ -56,3 +56,36 @@ def test_a_full_queue_refuses_during_a_step(make_engine: Callable[..., Any]) -> 
     finally:
         model.go_on.set()
         worker.stop()
+
+
+def test_a_closed_job_is_computed_no_further(make_engine: Callable[..., Any]) -> None:
+    """The step that runs while a client hangs up is the last one with its rows."""
+    model = HeldModel()
+    worker = EngineWorker(make_engine(model))
+    endless = Job([1, 2, 3], SamplingParams(max_tokens=300, ignore_eos=True))
+
+    async def ask() -> None:
+        model.go_on.set()
+        stays = await worker.submit([endless], lambda count: None)
+        leaves = await worker.submit([endless], lambda count: None)
+        while sum(len(batch.segments) == 2 for batch in model.batches) < 3:
+            await asyncio.sleep(0.001)
+        model.go_on.clear()
+        model.begun.clear()
+        await asyncio.to_thread(model.begun.wait)
+        leaves.close()
+        computed = len(model.batches) + 1  # with the one that is held
+        model.go_on.set()
+        await asyncio.wait_for(leaves.streams[0].ended, 10)
+        while len(model.batches) < computed + 5:
+            await asyncio.sleep(0.001)
+        assert all(len(batch.segments) == 1 for batch in model.batches[computed:])
+        stays.close()
+        await asyncio.wait_for(stays.streams[0].ended, 10)
+
+    worker.start()
+    try:
+        asyncio.run(ask())
+    finally:
+        model.go_on.set()
+        worker.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def run(model: LoadedModel, settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> None:
     """Serve until SIGINT or SIGTERM. ``on_ready`` is called with the base URL once requests are taken."""
     require_guard(settings.host, settings.home)
+    _keep_memory_off_the_disk()
     from finback.meter.books import open_books
     from finback.meter.ledger import Ledger
     from finback.meter.money import prices_of
@@ -56,6 +58,11 @@ def run(model: LoadedModel, settings: Settings, *, on_ready: Callable[[str], Non
                 on_ready(url)
 
         Listener(config, gate, worker, grace_s=settings.grace_s, on_ready=ready).run()
+
+
+def _keep_memory_off_the_disk() -> None:
+    """No core dumps: they would hold prompts, answers and keys."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def require_guard(host: str, home: Path) -> None:

@@ -8,6 +8,9 @@ for another site's name (DNS rebinding) or by another site's page (cross-site po
 from __future__ import annotations
 
 import ipaddress
+import logging
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -18,11 +21,16 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from finback.errors import FinbackError, Forbidden, Unauthorized
+from finback.errors import FinbackError, Forbidden, LimitReached, Unauthorized
 from finback.server.keys import Key, KeyStore
+from finback.server.limits import MINUTE_S, Clock
 from finback.server.replies import error_response
 
+log = logging.getLogger("finback.server")
+
 NO_ROUTE = "none"
+REFUSED_PER_MINUTE = 300  # keys of one address that are answered with 401; then it is 429
+MAX_ADDRESSES = 10_000
 
 
 class Policy(Enum):
@@ -58,6 +66,7 @@ class Guard:
         self._policies = [(endpoint.route, endpoint.policy) for endpoint in endpoints]
         self._keys = keys
         self._always = always
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 or 403."""
@@ -77,7 +86,12 @@ class Guard:
         if not (self._always or self._keys.any):
             _refuse_other_sites(headers.get("host", ""), headers.get("origin"))
             return None
-        key = _valid(self._keys, headers.get("authorization", ""))
+        text = _bearer(headers.get("authorization", ""))
+        try:
+            key = _valid(self._keys, text)
+        except Unauthorized:
+            self._refusals.count(_address(scope))
+            raise
         if policy is Policy.ADMIN and not key.admin:
             raise Forbidden("this needs a key made with `finback keys create --admin`")
         return key
@@ -90,11 +104,54 @@ class Guard:
         return Policy.KEYED, NO_ROUTE
 
 
-def _valid(keys: KeyStore, authorization: str) -> Key:
+class Refusals:
+    """Keys that were refused within a minute, by the address that sent them: too many of them are told to wait.
+
+    Only refusals are: a good key is served whatever else comes from its address, which may be a proxy's. Guessing is
+    no danger, a key has 256 random bits; but a client that is stuck on a bad key should slow down, and whoever reads
+    the log should know.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()  # (since when, how many), oldest first
+
+    def count(self, address: str) -> None:
+        """Note one; LimitReached if there were too many already."""
+        now = self._clock()
+        since, count = self._counts.pop(address, (now, 0))
+        if now >= since + MINUTE_S:
+            since, count = now, 0
+        self._counts[address] = since, count + 1
+        if len(self._counts) > MAX_ADDRESSES:
+            self._counts.popitem(last=False)
+        if count == REFUSED_PER_MINUTE:
+            log.warning("more than %d wrong keys from %s within a minute", REFUSED_PER_MINUTE, address)
+        if count >= REFUSED_PER_MINUTE:
+            raise LimitReached("too many wrong keys from this address", retry_after_s=since + MINUTE_S - now)
+
+
+def _address(scope: Scope) -> str:
+    """Where a request is from. Of IPv6 the network, since whoever has one address there has them all."""
+    host = (scope.get("client") or ("", 0))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return str(host)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return host if address.version == 4 else str(address.ipv4_mapped)
+
+
+def _bearer(authorization: str) -> str:
     scheme, _, text = authorization.partition(" ")
     if scheme.lower() != "bearer" or not text.strip():
         raise Unauthorized("this server asks for a key", hint="send it as the header `Authorization: Bearer KEY`")
-    key = keys.verify(text.strip())
+    return text.strip()
+
+
+def _valid(keys: KeyStore, text: str) -> Key:
+    key = keys.verify(text)
     if key is None:
         raise Unauthorized("the key is not one of this server's")
     if not key.usable:
