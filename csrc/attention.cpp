@@ -378,6 +378,12 @@ struct Block {
     int64_t first, last, head;
 };
 
+// Positions chunk * kChunk .. chunk * kChunk + kChunk - 1 as a block sees them.
+struct Spot {
+    Block block;
+    int64_t chunk;
+};
+
 // One thread's memory and state while it computes rows of a block, chunk after chunk.
 template <class Source>
 class RowWorker {
@@ -433,14 +439,16 @@ public:
     Partial total(int row) const { return {total_ + row * v_pad_, total_max_ + row, total_sum_ + row}; }
     float* output(int row) const { return source_.output(token(row), block_.head, member(row)); }
 
-    // Leaves in partial(row) the result over the chunk's positions, for every row that sees any of them. Positions up
-    // to `ahead` may be fetched from memory early.
-    void compute(int64_t chunk, int64_t ahead) {
+    // Leaves in partial(row) the result over the chunk's positions, for every row that sees any of them. What comes
+    // `after` is fetched from memory on the way.
+    void compute(int64_t chunk, const Spot& after) {
         for (int r = 0; r < rows_; ++r) partial(r).clear(v_pad_);
         const int64_t end = smaller(longest_, (chunk + 1) * kChunk);
         for (int64_t first = chunk * kChunk; first < end; first += kTile) {
-            const int count = locate(first, smaller(longest_, ahead), tile_);
-            next_count_ = locate(first + kTile, smaller(longest_, ahead), next_);
+            const int count = locate(block_, first, end, tile_);
+            const bool last = first + kTile >= end;
+            next_count_ = last ? locate(after.block, after.chunk * kChunk, source_.visible(after.block.first), next_)
+                               : locate(block_, first + kTile, end, next_);
             if (in_place_) {
                 add_tile(tile_, next_.v, first, count);
             } else {
@@ -467,10 +475,10 @@ private:
 
     // Finds the rows of the tile that starts at `first`; behind the last of them the pointers repeat, because register
     // tiles take keys in whole groups.
-    int locate(int64_t first, int64_t end, Rows<Element>& rows) const {
+    int locate(const Block& block, int64_t first, int64_t end, Rows<Element>& rows) const {
         const int count = static_cast<int>(end - first < 0 ? 0 : end - first < kTile ? end - first : kTile);
         if (count == 0) return 0;
-        source_.locate(block_.first, block_.head, first, count, rows);
+        source_.locate(block.first, block.head, first, count, rows);
         for (int i = count; i < kTile; ++i) {
             rows.k[i] = rows.k[count - 1];
             rows.v[i] = rows.v[count - 1];
@@ -617,18 +625,26 @@ Plan make_plan(const Source& source, int64_t* starts) {
 
 int64_t chunks_of(int64_t positions) { return (positions + kChunk - 1) / kChunk; }
 
-// Enough blocks for all threads: each thread takes whole blocks and folds chunk after chunk.
+// Enough blocks for all threads: each thread takes whole blocks and folds chunk after chunk. Small blocks, which cost
+// mostly their reading, are taken in ranges that lie together in the cache; large ones from one counter, because the
+// last of them would be waited for.
 template <class Source>
 void run_whole(const Source& source, const Plan& plan, int threads, float* memory, int64_t thread_floats) {
-    const int64_t width = padded(source.value_dim());
+    const int64_t width = padded(source.value_dim()), blocks = plan.blocks();
+    const bool ranges = plan.work < blocks * kInlineWork;
     run_on(threads, [&](Team& team) {
         RowWorker<Source> worker(source, memory + team.index * thread_floats, plan.block_rows);
-        for (auto i = static_cast<int64_t>(team.next()); i < plan.blocks(); i = static_cast<int64_t>(team.next())) {
+        const auto claim = [&] {
+            return static_cast<int64_t>(ranges ? team.next_in_range(static_cast<size_t>(blocks)) : team.next());
+        };
+        for (int64_t i = claim(); i < blocks; i = claim()) {
             const Block block = plan.block(i);
             worker.begin(block, 0, plan.rows(block));
             for (int r = 0; r < worker.rows(); ++r) worker.total(r).clear(width);
-            for (int64_t chunk = 0; chunk < chunks_of(worker.longest()); ++chunk) {
-                worker.compute(chunk, worker.longest());
+            const int64_t chunks = chunks_of(worker.longest());
+            for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+                const bool onward = ranges && chunk + 1 == chunks && i + 1 < blocks;
+                worker.compute(chunk, onward ? Spot{plan.block(i + 1), 0} : Spot{block, chunk + 1});
                 for (int r = 0; r < worker.rows(); ++r)
                     if (worker.sees(r, chunk)) fold(worker.total(r), worker.partial(r), width);
             }
@@ -681,17 +697,28 @@ private:
     }
     int64_t visible(const Block& block, int64_t row) const { return source_.visible(block.first + row / plan_.group); }
 
+    // Parts of one chunk and chunks of all heads follow each other, as they do in the cache.
+    struct Item {
+        int64_t block, slot, part;
+    };
+    Item item_at(int64_t i) const {
+        const int64_t head = i / parts_ % plan_.heads, slot = i / (parts_ * plan_.heads) % window_;
+        return {i / (parts_ * plan_.heads * window_) * plan_.heads + head, slot, i % parts_};
+    }
+
     void compute_window(Team& team, RowWorker<Source>& worker, int64_t first) {
         const int64_t items = plan_.blocks() * window_ * parts_;
-        for (auto i = static_cast<int64_t>(team.next()); i < items; i = static_cast<int64_t>(team.next())) {
-            const int64_t index = i / (window_ * parts_), slot = i / parts_ % window_, part = i % parts_;
+        const auto claim = [&] { return static_cast<int64_t>(team.next_in_range(static_cast<size_t>(items))); };
+        for (int64_t i = claim(); i < items; i = claim()) {
+            const auto [index, slot, part] = item_at(i);
+            const Item next = item_at(smaller(i + 1, items - 1));
             const Block block = plan_.block(index);
             const int64_t rows = plan_.rows(block);
             const int64_t begin = rows * part / parts_, end = rows * (part + 1) / parts_;
             if (begin == end) continue;
             worker.begin(block, begin, end);
             if (worker.longest() <= (first + slot) * kChunk) continue;
-            worker.compute(first + slot, (first + slot + 1) * kChunk);
+            worker.compute(first + slot, {plan_.block(next.block), first + next.slot});
             for (int64_t row = begin; row < end; ++row)
                 keep(worker.partial(static_cast<int>(row - begin)), index, row, slot);
         }
