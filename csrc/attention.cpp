@@ -246,6 +246,14 @@ void for_row_groups(int n, Body body) {
     if (row < n) body(row, Number<1>{});
 }
 
+// Reads n elements for nothing but to have them in the cache.
+template <class T>
+inline void touch(const T* p, int64_t n) {
+    const auto* bytes = reinterpret_cast<const char*>(p);
+    for (int64_t i = 0; i < n * static_cast<int64_t>(sizeof(T)); i += kCacheLine)
+        static_cast<void>(*static_cast<const volatile char*>(bytes + i));
+}
+
 // Asks for n elements that will be needed soon.
 template <class T>
 inline void fetch(const T* p, int64_t n) {
@@ -281,10 +289,9 @@ inline void score_tile(const float* q, int64_t q_stride, const T* const* keys, i
 }
 
 // acc[r][..] = acc[r][..] * alpha[r] + sum over j of weights[r][j] * values[j][..], j ascending, for R rows, C vectors.
-// With `next`, the same part of those rows is asked for from memory on the way.
 template <int R, int C, class T>
-inline void value_tile(const float* weights, const T* const* values, const T* const* next, int count, int64_t offset,
-                       const float* alpha, float* acc, int64_t acc_stride) {
+inline void value_tile(const float* weights, const T* const* values, int count, int64_t offset, const float* alpha,
+                       float* acc, int64_t acc_stride) {
     F32x8 sums[R][C];
 #pragma GCC unroll 3
     for (int r = 0; r < R; ++r)
@@ -295,7 +302,6 @@ inline void value_tile(const float* weights, const T* const* values, const T* co
 #pragma GCC unroll 3
         for (int r = 0; r < R; ++r) w[r] = set1(weights[r * kTile + j]);
         const T* row = values[j] + offset;
-        if (next != nullptr) fetch(next[j] + offset, C * kLanes);
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
             const F32x8 value = load8(row + c * kLanes);
@@ -383,6 +389,7 @@ struct Spot {
     Block block;
     int64_t chunk;
 };
+inline bool same_chunk(const Spot& a, const Spot& b) { return a.chunk == b.chunk && a.block.first == b.block.first; }
 
 // One thread's memory and state while it computes rows of a block, chunk after chunk.
 template <class Source>
@@ -444,17 +451,24 @@ public:
     void compute(int64_t chunk, const Spot& after) {
         for (int r = 0; r < rows_; ++r) partial(r).clear(v_pad_);
         const int64_t end = smaller(longest_, (chunk + 1) * kChunk);
+        const bool reads = !same_chunk(latest_, {block_, chunk}), unexpected = !same_chunk(expected_, {block_, chunk});
+        latest_ = {block_, chunk};
+        expected_ = after;
         for (int64_t first = chunk * kChunk; first < end; first += kTile) {
             const int count = locate(block_, first, end, tile_);
+            if (in_place_ && unexpected && first == chunk * kChunk)
+                for (int i = 0; i < count; ++i) read(tile_, i, block_.head);
             const bool last = first + kTile >= end;
             next_count_ = last ? locate(after.block, after.chunk * kChunk, source_.visible(after.block.first), next_)
                                : locate(block_, first + kTile, end, next_);
+            next_head_ = last ? after.block.head : block_.head;
+            if (in_place_ && (last ? same_chunk(after, latest_) : !reads)) next_count_ = 0;  // another head has read it
             if (in_place_) {
-                add_tile(tile_, next_.v, first, count);
+                add_tile(tile_, first, count);
             } else {
                 source_.widen(tile_, first, count, wide_);
                 for (int c = count; c < kTile; ++c) wide_.rows.k[c] = wide_.rows.k[count - 1];
-                add_tile<float>(wide_.rows, nullptr, first, count);
+                add_tile<float>(wide_.rows, first, count);
             }
         }
     }
@@ -488,12 +502,12 @@ private:
 
     // Each row meets exactly the keys that it sees, although rows are computed in groups.
     template <class T>
-    void add_tile(const Rows<T>& tile, const T* const* next, int64_t first, int count) {
+    void add_tile(const Rows<T>& tile, int64_t first, int count) {
         for (int r = 0; r < rows_; ++r) seen_[r] = seen(r, first, count);
         score_rows(tile, count);
         for (int r = 0; r < rows_; ++r)
             if (seen_[r] > 0) alpha_[r] = soften(scores_ + r * kTile, seen_[r], max_[r], sum_[r]);
-        sum_rows(tile, next_count_ > 0 ? next : nullptr);
+        sum_rows(tile);
     }
 
     // Scores of keys that a row does not see are computed where its group needs them, and ignored.
@@ -528,53 +542,63 @@ private:
         return least;
     }
 
-    // Asks for eight rows of the next tile, while this one keeps the arithmetic busy. Values that are used in place
-    // follow while values are summed.
+    // Few rows cost less arithmetic than memory, and positions of all heads lie together: the first head that meets
+    // them reads them for all. Reading keeps the processor's own prefetching going, which asking does not.
+    void read(const Rows<Element>& rows, int i, int64_t head) const {
+        const int64_t k = source_.key_dim(), v = source_.value_dim();
+        touch(rows.k[i] - head * k, source_.heads() * k);
+        if (rows.v[i] != rows.k[i]) touch(rows.v[i] - head * v, source_.heads() * v);
+    }
+
+    // Gets eight rows of the next tile, while this one keeps the arithmetic busy.
     void fetch_ahead(int first) const {
         for (int i = first; i < next_count_ && i < first + kLanes; ++i) {
+            if (in_place_) {
+                read(next_, i, next_head_);
+                continue;
+            }
             fetch(next_.k[i], source_.key_dim());
-            if (!in_place_ && next_.v[i] != next_.k[i]) fetch(next_.v[i], source_.value_dim());
+            if (next_.v[i] != next_.k[i]) fetch(next_.v[i], source_.value_dim());
         }
     }
 
     // Adds values of keys [first, count) to one panel of `R` rows; sums from before them shrink only with the first
     // keys.
     template <int R, int C, class T>
-    void sum_panel(const Rows<T>& tile, const T* const* next, int row, int first, int count, int64_t offset) {
+    void sum_panel(const Rows<T>& tile, int row, int first, int count, int64_t offset) {
         static constexpr float kKeep[3] = {1.0f, 1.0f, 1.0f};
-        value_tile<R, C>(scores_ + row * kTile + first, tile.v + first, next, count - first, offset,
+        value_tile<R, C>(scores_ + row * kTile + first, tile.v + first, count - first, offset,
                          first == 0 ? alpha_ + row : kKeep, acc_ + row * v_pad_ + offset, v_pad_);
     }
 
     // One panel of all rows: groups go together as far as all of their rows see, and from there each row alone, which
     // is the same chain of additions.
     template <int C, class T>
-    void sum_panels(const Rows<T>& tile, const T* const* next, int64_t offset) {
+    void sum_panels(const Rows<T>& tile, int64_t offset) {
         for_row_groups(rows_, [&](int row, auto group) {
             constexpr int R = decltype(group)::value;
             const int together = least_seen(row, R);
-            if (together > 0) sum_panel<R, C>(tile, row == 0 ? next : nullptr, row, 0, together, offset);
+            if (together > 0) sum_panel<R, C>(tile, row, 0, together, offset);
             for (int r = row; r < row + R; ++r)
-                if (seen_[r] > together) sum_panel<1, C, T>(tile, nullptr, r, together, seen_[r], offset);
+                if (seen_[r] > together) sum_panel<1, C, T>(tile, r, together, seen_[r], offset);
         });
     }
 
     // A single row takes wider panels: eight sums in flight hide the latency of a multiply-add.
     template <class T>
-    void sum_rows(const Rows<T>& tile, const T* const* next) {
+    void sum_rows(const Rows<T>& tile) {
         int64_t offset = 0;
         if (rows_ == 1)
-            for (; offset + 8 * kLanes <= v_pad_; offset += 8 * kLanes)
-                sum_panel<1, 8>(tile, next, 0, 0, seen_[0], offset);
-        for (; offset + 4 * kLanes <= v_pad_; offset += 4 * kLanes) sum_panels<4>(tile, next, offset);
-        for (; offset < v_pad_; offset += kLanes) sum_panels<1>(tile, next, offset);
-        next_count_ = 0;
+            for (; offset + 8 * kLanes <= v_pad_; offset += 8 * kLanes) sum_panel<1, 8>(tile, 0, 0, seen_[0], offset);
+        for (; offset + 4 * kLanes <= v_pad_; offset += 4 * kLanes) sum_panels<4>(tile, offset);
+        for (; offset < v_pad_; offset += kLanes) sum_panels<1>(tile, offset);
     }
 
     const Source& source_;
     int64_t k_pad_, v_pad_;
     Block block_{};
-    int64_t first_row_ = 0, longest_ = 0;
+    int64_t first_row_ = 0, longest_ = 0, next_head_ = 0;
+    Spot latest_{{-1, -1, -1}, -1}, expected_ = latest_;  // what was computed last, and what was read ahead then
     int rows_ = 0, next_count_ = 0;
     bool in_place_ = false;
     Rows<Element> tile_, next_;  // the tile in work and the one behind it
@@ -612,7 +636,6 @@ Plan make_plan(const Source& source, int64_t* starts) {
     plan.heads = source.heads();
     plan.group = source.group();
     const int64_t most = plan.group >= kBlockRows ? 1 : kBlockRows / plan.group;
-    plan.block_rows = most * plan.group;
     for (int64_t token = 0; token < source.tokens(); ++token) {
         const int64_t start = plan.tiles == 0 ? 0 : starts[plan.tiles - 1];
         if (plan.tiles == 0 || token - start == most || !source.share_keys(start, token)) starts[plan.tiles++] = token;
@@ -620,6 +643,11 @@ Plan make_plan(const Source& source, int64_t* starts) {
         plan.work += source.visible(token) * plan.heads * plan.group * (source.key_dim() + source.value_dim());
     }
     starts[plan.tiles] = source.tokens();
+    plan.block_rows = 0;
+    for (int64_t tile = 0; tile < plan.tiles; ++tile) {
+        const int64_t rows = (starts[tile + 1] - starts[tile]) * plan.group;
+        plan.block_rows = rows > plan.block_rows ? rows : plan.block_rows;
+    }
     return plan;
 }
 
@@ -670,7 +698,7 @@ public:
         // Short contexts: cut the rows too, so that every thread has work.
         const int64_t items = plan.blocks() * window_;
         parts_ = (2 * threads + items - 1) / items;
-        const int64_t most_parts = (plan.block_rows + 5) / 6;
+        const int64_t most_parts = (plan.block_rows + 1) / 2;
         parts_ = parts_ < most_parts ? parts_ : most_parts;
     }
 
@@ -767,7 +795,9 @@ void run(const Source& source) {
     const Plan sizes = make_plan(source, static_cast<int64_t*>(scratch(start_bytes)));
     const int threads = sizes.work < kInlineWork ? 1 : thread_count();
     SplitRun<Source> split(source, sizes, threads);
-    const bool whole = threads == 1 || sizes.blocks() >= 8 * threads;
+    // Few rows at many positions are read chunk by chunk, all heads of one before the next.
+    const bool reading = sizes.block_rows <= kInPlaceRows && sizes.longest > kChunk;
+    const bool whole = !reading && (threads == 1 || sizes.blocks() >= 8 * threads);
     const int64_t thread_floats = (RowWorker<Source>::floats(source, sizes.block_rows) + 15) / 16 * 16;
     const int64_t floats = threads * thread_floats + (whole ? 0 : split.floats());
     auto* memory = static_cast<float*>(scratch(static_cast<size_t>(floats) * sizeof(float) + start_bytes));
