@@ -54,6 +54,12 @@ def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
     assert choose(logits_of(t3=2, t5=2), [1]) == 3
 
 
+@pytest.mark.parametrize("name", ["top_p", "temperature", "min_p"])
+def test_settings_that_float32_cannot_hold(name: str) -> None:
+    """They are allowed values, so they choose a token."""
+    assert choose(logits_of(t3=90), [1], **{"temperature": 1, name: 5e-324}) == 3
+
+
 def test_repetition_penalty_counts_prompt_and_answer_once() -> None:
     logits = logits_of(t1=2.0, t2=1.9, t3=1.0, t4=-3.0)
     assert choose(logits, [1], prompt=1, repetition_penalty=2.0) == 2

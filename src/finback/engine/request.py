@@ -25,6 +25,8 @@ MAX_LOGPROBS = 100
 MAX_PRIORITY = 1000
 # Below this a division by the temperature overflows float32: the answer is the most likely token, so say so.
 GREEDY_TEMPERATURE = 1e-5
+# The most likely of fewer than 10^9 tokens has more than this; much smaller numbers would be 0 in float32.
+GREEDY_TOP_P = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken, without chance."""
-        return self.temperature < GREEDY_TEMPERATURE or self.top_p == 0
+        return self.temperature < GREEDY_TEMPERATURE or self.top_p < GREEDY_TOP_P
 
     @property
     def penalised(self) -> bool:
