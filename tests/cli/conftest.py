@@ -133,7 +133,7 @@ class LineChat:
 
         self.asked.append([dict(message) for message in messages])
         self.thinking.append(options.get("thinking"))
-        return [Piece(f"{message['role']}: {message['content']}\n", trusted=True) for message in messages]
+        return [Piece(f"{message['role']}: {message.get('content', '')}\n", trusted=True) for message in messages]
 
     def parser(self, thinking: bool | None = None, **options: Any) -> BracketParser:
         return BracketParser()

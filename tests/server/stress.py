@@ -3,6 +3,7 @@
 python -m tests.server.stress kills --count 200        # kill -9 under load: nothing booked is lost or doubled
 python -m tests.server.stress ledger --count 10000     # the books equal what clients saw
 python -m tests.server.stress leavers --count 1000     # hang-ups anywhere: work stops, blocks come back
+python -m tests.server.stress fuzz --count 50000       # whatever is asked: no 5xx, no hang
 python -m tests.server.stress overload --seconds 60    # ten times too much: refused at once, throughput stays
 python -m tests.server.stress soak --seconds 600       # memory, descriptors and threads stay flat
 """
@@ -20,11 +21,13 @@ from typing import Any
 
 import httpx2
 import psutil
+from tests.server.fuzz import Generator, counted, own
 from tests.server.load import Seen, mixed_load
 from tests.server.test_ledger import all_closed, check_seen, process, rows
 
 from finback.meter.sqlite import SqliteBooks
 from finback.server import load
+from finback.server.keys import KeyStore, Limits
 from finback.server.load import Ask, Target
 
 AT_ONCE = 16
@@ -89,11 +92,38 @@ def leavers(home: Path, count: int) -> str:
     return f"{count} leavers, {aborted} aborted rows, all closed; the engine is at rest"
 
 
-def at_rest(url: str) -> bool:
+def at_rest(url: str, headers: dict[str, str] | None = None) -> bool:
     """Whether nothing runs and every block of the cache is free or kept for later."""
-    status = httpx2.get(f"{url}/v1/status").json()
+    status = httpx2.get(f"{url}/v1/status", headers=headers).json()
     idle = status["running"] == status["waiting"] == 0
     return bool(idle and status["blocks_free"] + status["blocks_cached"] == status["blocks_total"])
+
+
+def fuzz(home: Path, count: int) -> str:
+    """Requests that nobody means: whatever comes, the server answers and goes on."""
+    store = KeyStore(home)
+    good, admin = store.create("good")[1], store.create("admin", admin=True)[1]
+    poor = store.create("poor", Limits(requests_per_minute=60, tokens_per_day=5000))[1]
+    revoked, revoked_text = store.create("revoked")
+    store.revoke(revoked)
+    keys = [good] * 8 + [admin, poor, revoked_text, good[:-1] + "x", "", "' OR ''='"]
+    boss = {"authorization": f"Bearer {admin}"}
+    with process(home, piece_s=0.0) as (server, url), httpx2.Client(base_url=url, headers=boss) as client:
+        document = client.get("/openapi.json").json()
+        seen = asyncio.run(own(url, Generator(document, keys, seed=5), count))
+        deadline = time.monotonic() + 30
+        while not at_rest(url, boss) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert at_rest(url, boss)
+        exposition = client.get("/metrics").text
+        statuses = counted(exposition)
+        assert max(statuses) < 500, statuses
+        assert "finback_engine_failures_total 0" in exposition
+        assert client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1}).status_code == 200
+        server.terminate()
+        assert server.wait(30) == 0
+    assert all_closed(home)
+    return f"{statuses.total()} answered: {dict(sorted(statuses.items()))}; clients saw {dict(seen)}"
 
 
 def overload(home: Path, seconds: int) -> str:
@@ -131,7 +161,7 @@ def soak(home: Path, seconds: int) -> str:
 def main() -> None:
     """Run one of the promises and print what was seen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("kills", "ledger", "leavers", "overload", "soak"))
+    parser.add_argument("what", choices=("kills", "ledger", "leavers", "fuzz", "overload", "soak"))
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seconds", type=int, default=60)
     given = parser.parse_args()
