@@ -133,7 +133,8 @@ class LineChat:
 
         self.asked.append([dict(message) for message in messages])
         self.thinking.append(options.get("thinking"))
-        return [Piece(f"{message['role']}: {message.get('content', '')}\n", trusted=True) for message in messages]
+        lines = (f"{message.get('role', '')}: {message.get('content', '')}\n" for message in messages)
+        return [Piece(line, trusted=True) for line in lines]
 
     def parser(self, thinking: bool | None = None, **options: Any) -> BracketParser:
         return BracketParser()
