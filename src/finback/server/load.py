@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import itertools
 import random
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +31,7 @@ _COLUMNS = {
     "answer": ("output_tokens", "GeneratedTokens", "Response tokens"),
 }
 TIMEOUT_S = 600.0
+CLIENTS = 32  # a client looks at all of its connections for each request: share hundreds among many
 BYTES, MOST_IDS = 250, 20_000  # ids that every vocabulary has; and enough of them for prompts that share nothing
 
 
@@ -166,16 +169,22 @@ async def run(target: Target, asks: Sequence[Ask], *, speed: float, streams: int
     prompts = [[rng.randrange(target.vocabulary) for _ in range(ask.prompt_tokens)] for ask in asks]
     felt = [Felt(ask) for ask in asks]
     room = asyncio.Semaphore(streams or len(asks))
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=streams or 100)
-    async with httpx2.AsyncClient(headers=target.headers, timeout=TIMEOUT_S, limits=limits, trust_env=False) as client:
+    limits = httpx2.Limits(max_connections=None)
+    async with AsyncExitStack() as open_clients:
+        clients = [
+            httpx2.AsyncClient(headers=target.headers, timeout=TIMEOUT_S, limits=limits, trust_env=False)
+            for _ in range(CLIENTS)
+        ]
+        for client in clients:
+            await open_clients.enter_async_context(client)
         began = time.perf_counter()
 
-        async def one(prompt: list[int], seen: Felt) -> None:
+        async def one(client: httpx2.AsyncClient, prompt: list[int], seen: Felt) -> None:
             await asyncio.sleep(seen.ask.at_s / speed - (time.perf_counter() - began))
             async with room:
                 await _ask(client, target, prompt, seen, began)
 
-        await asyncio.gather(*(one(prompt, seen) for prompt, seen in zip(prompts, felt, strict=True)))
+        await asyncio.gather(*map(one, itertools.cycle(clients), prompts, felt))
     return felt
 
 
