@@ -8,6 +8,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+# Where Python is told not to write bytecode, each start of the program would compile all of it anew.
+COMPILE := $(PY) -m compileall -q src/finback
 # The sanitizer build of the kernels: scalar lanes, loaded into a Python that has the sanitizer's runtime preloaded.
 ASAN_ENV = LD_PRELOAD=$$(c++ -print-file-name=libasan.so):$$(c++ -print-file-name=libubsan.so) \
            ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -81,17 +83,21 @@ $(PY):
 $(VENV)/.run: $(PY) $(SOURCES)
 	@echo "Building Finback in $(VENV): a minute or two, the first time"
 	$(PIP_INSTALL) -e .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.test: $(PY) $(SOURCES)
 	$(PIP_INSTALL) -e '.[test]'
+	@$(COMPILE)
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.check: $(PY) pyproject.toml
 	$(PIP_INSTALL) scikit-build-core nanobind cmake ninja
 	$(PIP_INSTALL) -e '.[test,check]'
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.parity: $(PY) $(SOURCES)
 	$(PIP_INSTALL) -e '.[test,parity]'
+	@$(COMPILE)
 	@touch $@

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from finback.cli.app import app
 from finback.hub.store import PulledModel, Store, StoredFile

@@ -15,7 +15,7 @@ from tests.cli.conftest import Cli
 
 COMMANDS = (
     *("chat", "run", "serve", "pull", "list", "show", "rm", "ps", "usage", "bench", "doctor", "version"),
-    *("keys", "config"),
+    *("keys", "config", "completion"),
 )
 
 
@@ -39,7 +39,7 @@ def test_help_names_every_command(cli: Cli) -> None:
     for arguments in (("--help",), ("-h",)):
         text = cli(*arguments, status=0).out
         assert all(f" {name} " in text for name in COMMANDS)
-    assert "Usage" in cli(status=2).out
+    assert "Usage" in cli(status=2).err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -207,10 +207,15 @@ def test_a_reader_that_hangs_up_is_no_error() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_offers_models(home: Path, shell: str) -> None:
-    words = {"bash": ("COMP_WORDS", "finback show smol", "COMP_CWORD", "2")}.get(
-        shell, ("_TYPER_COMPLETE_ARGS", "finback show smol", "_TYPER_COMPLETE_FISH_ACTION", "get-args")
-    )
-    environ = {"_FINBACK_COMPLETE": f"complete_{shell}", words[0]: words[1], words[2]: words[3]}
+    # fish names the word that is being completed, the others its place
+    place = "smol" if shell == "fish" else "2"
+    environ = {"_FINBACK_COMPLETE": f"{shell}_complete", "COMP_WORDS": "finback show smol", "COMP_CWORD": place}
     shown = program(**environ)
     assert "smollm2" in shown.stdout
     assert shown.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_for_a_shell_asks_the_program(cli: Cli, shell: str) -> None:
+    script = cli("completion", shell, status=0).out
+    assert f"_FINBACK_COMPLETE={shell}_complete" in script

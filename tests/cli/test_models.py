@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-import typer
 
 from finback.cli import models
 from finback.cli.models import ensure_here, sampling_of
@@ -38,7 +38,7 @@ def at_a_terminal(monkeypatch: pytest.MonkeyPatch, says: bool | None) -> list[st
 
     for stream in (sys.stdin, sys.stderr):
         monkeypatch.setattr(stream, "isatty", lambda: says is not None, raising=False)
-    monkeypatch.setattr(typer, "confirm", confirm)
+    monkeypatch.setattr(click, "confirm", confirm)
     return asked
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.server.test_ledger import rows
 
-from finback.cli.bench_serve import serve as bench_serve
+from finback.cli import bench_serve
 from finback.errors import ConfigError
 from finback.server import load
 from finback.server.keys import KeyStore, Limits
@@ -132,22 +132,24 @@ def test_the_command(
     serve: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = serve()
+    bench = bench_serve.serve.callback
+    assert bench
     options = {"model": None, "trace": None, "speed": 1.0, "streams": 2, "sample": False, "context": None, "plot": None}
     slo = {"slo_ttft": 5.0, "slo_tpot": 0.5}
     size = {"requests": 4, "rate": 1.0, "prompt": 1000, "gen": 5, "seed": 1}
-    bench_serve(url=f"{running.url}/v1", **options, **slo, **size, json=True)  # type: ignore[arg-type]
+    bench(url=f"{running.url}/v1", **options, **slo, **size, json=True)
     record = json.loads(capsys.readouterr().out)
     assert (record["completed"], record["output_tokens"], record["prompt_tokens"]) == (4, 20, 4 * 506)
-    bench_serve(url=f"{running.url}/v1", **options, **slo, **size, json=False)  # type: ignore[arg-type]
+    bench(url=f"{running.url}/v1", **options, **slo, **size, json=False)
     assert "4 completed, 0 failed" in capsys.readouterr().out
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
         with pytest.raises(ConfigError, match="no server"):
-            bench_serve(url=url, **options, **slo, **size)  # type: ignore[arg-type]
+            bench(url=url, **options, **slo, **size, json=False)
     KeyStore(running.home).create("somebody")
     with pytest.raises(ConfigError) as caught:
-        bench_serve(url=f"{running.url}/v1", **options, **slo, **size)  # type: ignore[arg-type]
+        bench(url=f"{running.url}/v1", **options, **slo, **size, json=False)
     assert "FINBACK_API_KEY" in str(caught.value.hint)
 
 

@@ -6,47 +6,50 @@ Statuses: 0 done, 1 a reported error, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from importlib import import_module
 
-import typer
-from typer.core import TyperGroup
-from typer.exceptions import TyperException
+import click
 
-from finback.cli import (
-    bench,
-    bench_serve,
-    chat,
-    config,
-    doctor,
-    keys,
-    list,
-    ps,
-    pull,
-    rm,
-    run,
-    serve,
-    show,
-    usage,
-    version,
-)
+from finback import __version__
 from finback.errors import FinbackError
 
+# Each is a command in the file of its name, which is imported when the command is asked for.
+COMMANDS = (
+    *("chat", "run", "serve", "pull", "list", "show", "rm", "ps", "usage", "doctor", "version"),
+    *("bench", "keys", "config", "completion"),
+)
 
-class Program(TyperGroup):
+
+class Program(click.Group):
     """The group of all commands. Whatever a command raises ends here."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, in the order in which a newcomer needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"finback.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> None:
         """Run the command; an error becomes ``error: ...`` and ``hint: ...`` on stderr, never a traceback."""
         _tolerate_odd_text()
         try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, TyperException, BrokenPipeError):
-            raise  # these are typer's to handle
+            super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort, click.ClickException, BrokenPipeError):
+            raise  # these are click's to handle
+        except KeyboardInterrupt as interrupt:
+            click.echo(err=True)  # ends the line on which the terminal shows ^C
+            raise click.exceptions.Exit(130) from interrupt
         except Exception as fault:
             if ctx.params.get("debug"):
                 raise
             report(fault)
-            raise typer.Exit(1) from fault
+            raise click.exceptions.Exit(1) from fault
 
 
 def report(fault: Exception) -> None:
@@ -72,43 +75,12 @@ def _tolerate_odd_text() -> None:
             stream.reconfigure(errors="replace")
 
 
-app = typer.Typer(
+@click.group(
     cls=Program,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run DeepSeek-family open models on hardware you already own.",
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Start with `finback chat`: it fetches a small model and talks to you.",
 )
-
-
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    show_version: Annotated[
-        bool,
-        typer.Option("--version", help="Print the version and end.", is_eager=True, callback=version.print_and_exit),
-    ] = False,
-) -> None:
-    """Options that come before the command; both act elsewhere."""
-
-
-class DefaultCommand(TyperGroup):
-    """A group whose first command is meant when none is named."""
-
-    def parse_args(self, ctx: Any, args: Any) -> Any:
-        """Name the command if the first argument does not."""
-        first = next(iter(self.commands))
-        return super().parse_args(ctx, args if args and args[0] in self.commands else [first, *args])
-
-
-_bench = typer.Typer(cls=DefaultCommand, help="Measure prefill and decode speed; `bench serve`: a server under load.")
-_bench.command("model")(bench.bench)
-_bench.command("serve")(bench_serve.serve)
-app.add_typer(_bench, name="bench")
-
-for _command in (chat, run, serve, pull, list, show, rm, ps, usage, doctor, version):
-    _name = _command.__name__.rpartition(".")[2]
-    app.command(_name)(getattr(_command, _name))
-app.add_typer(keys.app, name="keys")
-app.add_typer(config.app, name="config")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, "--version", message="finback %(version)s", help="Print the version and end.")
+def app(debug: bool) -> None:
+    """Run DeepSeek-family open models on hardware you already own."""

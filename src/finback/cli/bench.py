@@ -11,13 +11,12 @@ import random
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from finback.cli.options import Format, Json, Threads, complete_model, settings_of
+from finback.cli import options
 from finback.errors import InvalidRequest
-from finback.hub.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from finback.api import LoadedModel
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from finback.engine.engine import Engine
 
 _SEED = 1
+_COUNT = click.IntRange(min=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,40 @@ class Load:
         return max(self.depth, 1) + max(self.prompt, self.answer) + 1
 
 
-def bench(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name, a repository or a path.", autocompletion=complete_model)
-    ] = DEFAULT_MODEL,
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Prompt tokens whose reading is timed.")] = 512,
-    gen: Annotated[int, typer.Option("--gen", min=1, help="Answer tokens whose writing is timed.")] = 64,
-    depth: Annotated[int, typer.Option("--depth", min=0, help="Tokens already in the context.")] = 0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Sequences that are written at once.")] = 1,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Medians are over so many runs.")] = 5,
-    threads: Threads = None,
-    format: Format = None,
-    json: Json = False,
+class DefaultCommand(click.Group):
+    """A group whose first command is meant when none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Name the command if the first argument does not."""
+        first = next(iter(self.commands))
+        return super().parse_args(ctx, args if args and args[0] in self.commands else [first, *args])
+
+
+@click.group(cls=DefaultCommand)
+def bench() -> None:
+    """Measure a model's speed; `bench serve`: a server's."""
+
+
+@bench.command("model")
+@options.model_or_default
+@click.option("--prompt", type=_COUNT, default=512, help="Prompt tokens whose reading is timed.")
+@click.option("--gen", type=_COUNT, default=64, help="Answer tokens whose writing is timed.")
+@click.option("--depth", type=click.IntRange(min=0), default=0, help="Tokens already in the context.")
+@click.option("--batch", type=_COUNT, default=1, help="Sequences that are written at once.")
+@click.option("--repeats", type=_COUNT, default=5, help="Medians are over so many runs.")
+@options.threads
+@options.format
+@options.json
+def bench_model(
+    model: str,
+    prompt: int,
+    gen: int,
+    depth: int,
+    batch: int,
+    repeats: int,
+    threads: int | None,
+    format: str | None,
+    json: bool,
 ) -> None:
     """Measure prefill and decode speed.
 
@@ -76,7 +98,7 @@ def bench(
     from finback.cli.output import print_json
 
     work = Load(prompt, gen, depth, batch, repeats)
-    settings = settings_of(threads, None, format)
+    settings = options.settings_of(threads, None, format)
     name = ensure_here(model, settings)
     settings = _fitting(name, work, settings)
     record = measure(name, work, settings, load)

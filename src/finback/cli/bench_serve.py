@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from finback.cli.options import Json
+from finback.cli import options
 from finback.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,32 +17,48 @@ if TYPE_CHECKING:
     from finback.server.load import Ask, Felt
 
 
+_COUNT = click.IntRange(min=1)
+_RATE = click.FloatRange(min=0.001)
+_TIME = click.FloatRange(min=0)
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--url", default="http://127.0.0.1:8000/v1", help="With /v1.")
+@click.option("--model", help="The server's first by default.")
+@click.option(
+    "--trace", type=_FILE, metavar="CSV", help="at_s, prompt_tokens, output_tokens; or as Azure publishes them."
+)
+@click.option("--requests", "-n", type=_COUNT, default=100, help="How many.")
+@click.option("--rate", type=_RATE, default=1.0, help="Without a trace: a Poisson process, per second.")
+@click.option("--prompt", type=_COUNT, default=256, help="Without a trace: prompt tokens.")
+@click.option("--gen", type=_COUNT, default=64, help="Without a trace: answer tokens.")
+@click.option("--speed", type=_RATE, default=1.0, help="Of a trace, times its own.")
+@click.option("--streams", type=_COUNT, help="Closed loop: all at once, at most so many running.")
+@click.option("--sample", is_flag=True, help="Draw the requests from the whole trace.")
+@click.option("--context", type=click.IntRange(min=4), help="Cap lengths; the model's by default.")
+@click.option("--slo-ttft", type=_TIME, default=5.0, help="Goodput: seconds to the first token.")
+@click.option("--slo-tpot", type=_TIME, default=0.2, help="Goodput: seconds for each token after.")
+@click.option("--seed", type=int, default=1, help="Of arrivals and prompts.")
+@click.option("--plot", type=_FILE, metavar="PNG", help="Needs the extra `plot`.")
+@options.json
 def serve(
-    url: Annotated[str, typer.Option("--url", help="With /v1.")] = "http://127.0.0.1:8000/v1",
-    model: Annotated[str | None, typer.Option("--model", help="The server's first by default.")] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option("--trace", metavar="CSV", help="at_s, prompt_tokens, output_tokens; or as Azure publishes them."),
-    ] = None,
-    requests: Annotated[int, typer.Option("--requests", "-n", min=1, help="How many.")] = 100,
-    rate: Annotated[
-        float, typer.Option("--rate", min=0.001, help="Without a trace: a Poisson process, per second.")
-    ] = 1.0,
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Without a trace: prompt tokens.")] = 256,
-    gen: Annotated[int, typer.Option("--gen", min=1, help="Without a trace: answer tokens.")] = 64,
-    speed: Annotated[float, typer.Option("--speed", min=0.001, help="Of a trace, times its own.")] = 1.0,
-    streams: Annotated[
-        int | None, typer.Option("--streams", min=1, help="Closed loop: all at once, at most so many running.")
-    ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw the requests from the whole trace.")] = False,
-    context: Annotated[
-        int | None, typer.Option("--context", min=4, help="Cap lengths; the model's by default.")
-    ] = None,
-    slo_ttft: Annotated[float, typer.Option("--slo-ttft", min=0, help="Goodput: seconds to the first token.")] = 5.0,
-    slo_tpot: Annotated[float, typer.Option("--slo-tpot", min=0, help="Goodput: seconds for each token after.")] = 0.2,
-    seed: Annotated[int, typer.Option("--seed", help="Of arrivals and prompts.")] = 1,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="PNG", help="Needs the extra `plot`.")] = None,
-    json: Json = False,
+    url: str,
+    model: str | None,
+    trace: Path | None,
+    requests: int,
+    rate: float,
+    prompt: int,
+    gen: int,
+    speed: float,
+    streams: int | None,
+    sample: bool,
+    context: int | None,
+    slo_ttft: float,
+    slo_tpot: float,
+    seed: int,
+    plot: Path | None,
+    json: bool,
 ) -> None:
     """Put a running server under load and measure what its clients feel.
 

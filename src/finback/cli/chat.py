@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from finback.cli.options import Context, Format, Threads, complete_model, settings_of
+from finback.cli import options
 from finback.errors import FinbackError, InvalidRequest
 from finback.hub.catalog import DEFAULT_MODEL
 
@@ -22,18 +22,20 @@ _PROMPT = ">>> "
 _QUOTES = '"""'
 
 
+@click.command()
+@options.model_or_default
+@click.option("--system", "-s", metavar="TEXT", help="System prompt.")
+@options.thinking
+@options.threads
+@options.context
+@options.format
 def chat(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name, a repository or a path.", autocompletion=complete_model)
-    ] = DEFAULT_MODEL,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
-    thinking: Annotated[
-        bool | None,
-        typer.Option("--thinking/--no-thinking", help="Reason before answering, where the model can choose."),
-    ] = None,
-    threads: Threads = None,
-    context: Context = None,
-    format: Format = None,
+    model: str,
+    system: str | None,
+    thinking: bool | None,
+    threads: int | None,
+    context: int | None,
+    format: str | None,
 ) -> None:
     """Talk to a model.
 
@@ -43,7 +45,7 @@ def chat(
     from finback.cli.conversation import Conversation
     from finback.cli.models import load, sampling_of
 
-    with load(model, settings_of(threads, context, format)) as loaded:
+    with load(model, options.settings_of(threads, context, format)) as loaded:
         conversation = Conversation(system, sampling=sampling_of(loaded.name, loaded), thinking=thinking)
         session = Session(loaded, conversation, terminal_printer())
         if sys.stdin.isatty():
@@ -77,7 +79,6 @@ class Session:
     def greet(self) -> None:
         """Say what one is talking to."""
         from finback.cli.output import count_text, note
-        from finback.hub.catalog import DEFAULT_MODEL
 
         config = self.model.config
         facts = f"{count_text(config.parameters.total)} parameters, context {self.model.context} tokens"

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import typer
+from pathlib import Path
 
-from finback.cli.options import Context, Format, Grace, Host, Json, LogFormat, Port, Threads, TlsCert, TlsKey
+import click
 
-app = typer.Typer(no_args_is_help=True, help="Show the settings and where they are from.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `show` a command of its own."""
+from finback.cli import options
 
 
-@app.command()
+@click.group()
+def config() -> None:
+    """Show the settings and where they are from."""
+
+
+@config.command()
+@options.host
+@options.port
+@options.threads
+@options.context
+@options.format
+@options.tls_cert
+@options.tls_key
+@options.log_format
+@options.grace
+@options.json
 def show(
-    host: Host = None,
-    port: Port = None,
-    threads: Threads = None,
-    context: Context = None,
-    format: Format = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    log_format: LogFormat = None,
-    grace: Grace = None,
-    json: Json = False,
+    host: str | None,
+    port: int | None,
+    threads: int | None,
+    context: int | None,
+    format: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    log_format: str | None,
+    grace: int | None,
+    json: bool,
 ) -> None:
     """Show every setting, its value, and whether a flag, a variable or the file gave it.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from finback.cli.options import Json, settings_of
+from finback.cli import options
 
 if TYPE_CHECKING:
     from finback.config import Settings
@@ -43,14 +43,15 @@ class Outlook:
     tokens_per_s: float | None
 
 
-def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Measure nothing; only look.")] = False, json: Json = False
-) -> None:
+@click.command()
+@click.option("--quick", is_flag=True, help="Measure nothing; only look.")
+@options.json
+def doctor(quick: bool, json: bool) -> None:
     """Examine this machine: what it has and what limits it."""
     from finback import hardware
     from finback.cli.output import print_json
 
-    settings = settings_of()
+    settings = options.settings_of()
     cpu, memory, kernels = hardware.processor(), hardware.memory(), hardware.kernels()
     bandwidth = None if quick else hardware.read_bandwidth()
     disk = hardware.disk(settings.home, sample=_largest_model(settings), measure=not quick)

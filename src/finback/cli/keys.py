@@ -4,55 +4,58 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from finback.cli.options import Json, settings_of
+from finback.cli import options
 
 if TYPE_CHECKING:
     from finback.server.keys import Key, KeyStore, Limits
 
-app = typer.Typer(no_args_is_help=True, help="Make, list, limit and revoke the server's API keys.")
-
 DAY_S = 86_400
 
-Who = Annotated[str, typer.Argument(metavar="KEY", help="A key's name or id.")]
-RequestsPerMinute = Annotated[
-    int | None, typer.Option("--requests-per-minute", min=0, metavar="N", help="0: no limit.")
-]
-TokensPerMinute = Annotated[int | None, typer.Option("--tokens-per-minute", min=0, metavar="N", help="0: no limit.")]
-TokensPerDay = Annotated[int | None, typer.Option("--tokens-per-day", min=0, metavar="N", help="UTC; 0: no limit.")]
-Concurrency = Annotated[
-    int | None, typer.Option("--concurrency", min=0, metavar="N", help="Requests at a time; 0: no limit.")
-]
-Money = Annotated[
-    str | None, typer.Option("--money", metavar="AMOUNT", help="What it may spend in all; `none`: no limit.")
-]
+_COUNT = click.IntRange(min=0)
+_LIMITS = (
+    click.option("--requests-per-minute", type=_COUNT, metavar="N", help="0: no limit."),
+    click.option("--tokens-per-minute", type=_COUNT, metavar="N", help="0: no limit."),
+    click.option("--tokens-per-day", type=_COUNT, metavar="N", help="UTC; 0: no limit."),
+    click.option("--concurrency", type=_COUNT, metavar="N", help="Requests at a time; 0: no limit."),
+    click.option("--money", metavar="AMOUNT", help="What it may spend in all; `none`: no limit."),
+)
+_who = click.argument("key", metavar="KEY", help="A key's name or id.")
 
 
-@app.command()
-def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what will use it.")],
-    requests_per_minute: RequestsPerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
-    tokens_per_day: TokensPerDay = None,
-    concurrency: Concurrency = None,
-    money: Money = None,
-    days: Annotated[int | None, typer.Option("--days", min=1, max=36_500, help="It expires after so many.")] = None,
-    priority: Annotated[
-        int, typer.Option("--priority", min=-1000, max=1000, help="Requests of a larger one go first.")
-    ] = 0,
-    admin: Annotated[bool, typer.Option("--admin", help="It may see metrics and what all keys use.")] = False,
-    json: Json = False,
-) -> None:
+def _limits(command: options.Wrapped) -> options.Wrapped:
+    """The options that limit a key."""
+    for option in reversed(_LIMITS):
+        command = option(command)
+    return command
+
+
+@click.group()
+def keys() -> None:
+    """Make, list, limit and revoke the server's API keys."""
+
+
+@keys.command()
+@click.argument("name", metavar="NAME", help="Who or what will use it.")
+@_limits
+@click.option("--days", type=click.IntRange(1, 36_500), metavar="N", help="It expires after so many.")
+@click.option(
+    "--priority", type=click.IntRange(-1000, 1000), default=0, metavar="N", help="Requests of a larger one go first."
+)
+@click.option("--admin", is_flag=True, help="It may see metrics and what all keys use.")
+@options.json
+def create(name: str, days: int | None, priority: int, admin: bool, json: bool, **limits: Any) -> None:
     """Make a key and print it. It is not shown again: only its hash is kept."""
     from finback.cli import output
     from finback.server.keys import Limits
 
-    limits = _changed(Limits(), requests_per_minute, tokens_per_minute, tokens_per_day, concurrency, money)
     expires_at = None if days is None else int(time.time()) + days * DAY_S
-    key, text = _store().create(name, limits, admin=admin, priority=priority, expires_at=expires_at)
+    key, text = _store().create(
+        name, _changed(Limits(), **limits), admin=admin, priority=priority, expires_at=expires_at
+    )
     if json:
         output.print_json({**_record(key), "key": text})
     else:
@@ -62,8 +65,9 @@ def create(
         )
 
 
-@app.command("list")
-def list_(json: Json = False) -> None:
+@keys.command("list")
+@options.json
+def list_(json: bool) -> None:
     """List the keys, their states and their limits."""
     from finback.cli import output
 
@@ -77,8 +81,9 @@ def list_(json: Json = False) -> None:
         output.note("no keys yet: the server is open to this machine, and to no other. `finback keys create NAME`")
 
 
-@app.command()
-def revoke(key: Who) -> None:
+@keys.command()
+@_who
+def revoke(key: str) -> None:
     """End a key at once and for good, also on servers that run."""
     from finback.cli.output import note
 
@@ -88,23 +93,17 @@ def revoke(key: Who) -> None:
     note(f"revoked {found.id} ({found.name})")
 
 
-@app.command()
-def limit(
-    key: Who,
-    requests_per_minute: RequestsPerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
-    tokens_per_day: TokensPerDay = None,
-    concurrency: Concurrency = None,
-    money: Money = None,
-    json: Json = False,
-) -> None:
+@keys.command()
+@_who
+@_limits
+@options.json
+def limit(key: str, json: bool, **limits: Any) -> None:
     """Change limits of a key; those that are not named stay. It counts at once, also on servers that run."""
     from finback.cli import output
 
     store = _store()
     found = store.named(key)
-    limits = _changed(found.limits, requests_per_minute, tokens_per_minute, tokens_per_day, concurrency, money)
-    store.limit(found, limits)
+    store.limit(found, _changed(found.limits, **limits))
     record = _record(store.named(found.id))
     if json:
         output.print_json(record)
@@ -115,24 +114,11 @@ def limit(
 def _store() -> KeyStore:
     from finback.server.keys import KeyStore
 
-    return KeyStore(settings_of().home)
+    return KeyStore(options.settings_of().home)
 
 
-def _changed(
-    limits: Limits,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    tokens_per_day: int | None,
-    concurrency: int | None,
-    money: str | None,
-) -> Limits:
+def _changed(limits: Limits, *, money: str | None, **counts: int | None) -> Limits:
     """``limits`` with what was given put in; 0 takes a limit away."""
-    counts = {
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "tokens_per_day": tokens_per_day,
-        "concurrency": concurrency,
-    }
     limits = replace(limits, **{name: count or None for name, count in counts.items() if count is not None})
     return limits if money is None else replace(limits, money=_amount(money))
 
@@ -143,7 +129,7 @@ def _amount(money: str) -> int | None:
 
     if money == "none":
         return None
-    if prices_of(settings_of()) is None:
+    if prices_of(options.settings_of()) is None:
         raise ConfigError(
             "no prices are set, so no key can have a money limit",
             hint="set price_input and price_output, for a million tokens each",

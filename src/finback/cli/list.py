@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from finback.cli.options import Json, settings_of
+from finback.cli import options
 
 if TYPE_CHECKING:
     from finback.hub.catalog import Entry
     from finback.hub.store import Store
 
 
-def list(
-    catalog: Annotated[bool, typer.Option("--catalog", help="All models that Finback knows by name.")] = False,
-    json: Json = False,
-) -> None:
+@click.command()
+@click.option("--catalog", is_flag=True, help="All models that Finback knows by name.")
+@options.json
+def list(catalog: bool, json: bool) -> None:
     """List the models on this machine."""
     from finback.cli import output
     from finback.hub.store import Store
 
-    store = Store(settings_of().home)
+    store = Store(options.settings_of().home)
     records = _catalog(store) if catalog else _pulled(store)
     if json:
         output.print_json(records)

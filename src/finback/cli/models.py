@@ -110,7 +110,7 @@ def _fetch(name: str, settings: Settings) -> None:
 
 def _agreed(entry: Any) -> bool:
     """Ask before gigabytes; where nobody can answer, the error's hint says how to pull."""
-    import typer
+    import click
 
     from finback.cli.output import size_text
 
@@ -120,6 +120,6 @@ def _agreed(entry: Any) -> bool:
     about = "" if entry.size_is_exact else "about "
     question = f"{entry.name} ({entry.title}) is not on this machine. Fetch {about}{size_text(entry.size_bytes)} now?"
     try:
-        return typer.confirm(question, default=True, err=True)
-    except typer.Abort as interrupt:  # Ctrl-C, not a no
-        raise typer.Exit(130) from interrupt
+        return click.confirm(question, default=True, err=True)
+    except click.Abort as interrupt:  # Ctrl-C, not a no
+        raise click.exceptions.Exit(130) from interrupt

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finback.cli.options import Json, settings_of
+import click
+
+from finback.cli import options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,11 +14,13 @@ if TYPE_CHECKING:
 TIMEOUT_S = 5.0
 
 
-def ps(json: Json = False) -> None:
+@click.command()
+@options.json
+def ps(json: bool) -> None:
     """List the servers that run here: requests, speed and memory."""
     from finback.cli import output
 
-    records = _records(settings_of().home)
+    records = _records(options.settings_of().home)
     if json:
         output.print_json(records)
     elif records:

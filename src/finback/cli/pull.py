@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from finback.cli.options import Json, ModelName, settings_of
+from finback.cli import options
 
 
-def pull(
-    model: ModelName,
-    select: Annotated[
-        str | None,
-        typer.Option("--select", metavar="FORMAT|FILE", help="Which GGUF of a repository: a format or a file name."),
-    ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a repository.")] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="What to call a local model; default: its file name.")
-    ] = None,
-    json: Json = False,
-) -> None:
+@click.command()
+@options.model_argument
+@click.option("--select", metavar="FORMAT|FILE", help="Which GGUF of a repository: a format or a file name.")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of a repository.")
+@click.option("--name", metavar="NAME", help="What to call a local model; default: its file name.")
+@options.json
+def pull(model: str, select: str | None, revision: str | None, name: str | None, json: bool) -> None:
     """Bring a model to this machine.
 
     MODEL is a name of the catalog, a Hugging Face repository (owner/name, with :FORMAT to pick one of several
@@ -34,7 +27,7 @@ def pull(
     from finback.cli.progress import pull_progress
     from finback.hub.pull import pull as fetch
 
-    settings = settings_of()
+    settings = options.settings_of()
     warn_if_too_large(model)
     pulled = fetch(
         model,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from finback.cli.options import complete_pulled, settings_of
+from finback.cli import options
 
 
-def rm(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", autocompletion=complete_pulled)],
-) -> None:
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=options.complete_pulled)
+def rm(models: tuple[str, ...]) -> None:
     """Delete models.
 
     What was prepared from them goes too. Files of a local model stay: only its registration is removed.
@@ -21,7 +19,7 @@ def rm(
     from finback.hub.store import Store
     from finback.weights.packfile import remove_packs_of
 
-    settings = settings_of()
+    settings = options.settings_of()
     store = Store(settings.home)
     for name in models:
         model = find_pulled(name, store)

@@ -7,14 +7,13 @@ import os
 import select
 import stat
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from finback.cli.options import Context, Format, Json, Threads, complete_model, settings_of
+from finback.cli import options
 from finback.cli.output import note
 from finback.errors import InvalidRequest
-from finback.hub.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from finback.api import LoadedModel
@@ -23,28 +22,36 @@ if TYPE_CHECKING:
 _STDIN_GRACE_S = 0.2
 
 
+@click.command()
+@click.argument("prompt", nargs=-1, metavar="[PROMPT...]", help="`-` stands for stdin.")
+@options.model_option
+@click.option("--system", "-s", metavar="TEXT", help="System prompt.")
+@click.option("--raw", is_flag=True, help="Continue the text as it is, without a chat format.")
+@options.thinking
+@click.option("--max-tokens", "-n", type=int, metavar="N", help="Longest answer.")
+@click.option("--temperature", type=float, help="0: always the likeliest token.")
+@click.option("--top-p", type=float, help="Share of the likeliest tokens to choose from.")
+@click.option("--seed", type=int, help="Makes chance repeatable.")
+@click.option("--stats", is_flag=True, help="Print figures to stderr at the end.")
+@options.threads
+@options.context
+@options.format
+@options.json
 def run(
-    prompt: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="`-` stands for stdin.")] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", metavar="MODEL", autocompletion=complete_model, help="What answers.")
-    ] = DEFAULT_MODEL,
-    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat format.")] = False,
-    thinking: Annotated[
-        bool | None,
-        typer.Option("--thinking/--no-thinking", help="Reason before answering, where the model can choose."),
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Longest answer.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="0: always the likeliest token.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Share of the likeliest tokens to choose from.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Makes chance repeatable.")] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Print figures to stderr at the end.")] = False,
-    threads: Threads = None,
-    context: Context = None,
-    format: Format = None,
-    json: Json = False,
+    prompt: tuple[str, ...],
+    model: str,
+    system: str | None,
+    raw: bool,
+    thinking: bool | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    stats: bool,
+    threads: int | None,
+    context: int | None,
+    format: str | None,
+    json: bool,
 ) -> None:
     """Answer one prompt.
 
@@ -53,8 +60,8 @@ def run(
     """
     from finback.cli.models import load, sampling_of
 
-    text = _text_of(prompt or [])
-    settings = settings_of(threads, context, format)
+    text = _text_of(list(prompt))
+    settings = options.settings_of(threads, context, format)
     asked = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     given = {name: value for name, value in asked.items() if value is not None}
     _check(given, system=system, thinking=thinking, raw=raw)
@@ -66,7 +73,7 @@ def run(
         if stats:
             note(answer.describe())
     if answer.stopped:
-        raise typer.Exit(130)
+        raise click.exceptions.Exit(130)
 
 
 def _check(given: dict[str, Any], *, system: str | None, thinking: bool | None, raw: bool) -> None:

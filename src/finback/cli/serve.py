@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
-from typing import Annotated
 
-import typer
+import click
 
-from finback.cli.options import (
-    Context,
-    Format,
-    Grace,
-    Host,
-    LogFormat,
-    Port,
-    Threads,
-    TlsCert,
-    TlsKey,
-    complete_model,
-    settings_of,
-)
-from finback.hub.catalog import DEFAULT_MODEL
+from finback.cli import options
 
 
+@click.command()
+@options.model_or_default
+@options.host
+@options.port
+@options.threads
+@options.context
+@options.format
+@options.tls_cert
+@options.tls_key
+@options.log_format
+@options.grace
 def serve(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name, a repository or a path.", autocompletion=complete_model)
-    ] = DEFAULT_MODEL,
-    host: Host = None,
-    port: Port = None,
-    threads: Threads = None,
-    context: Context = None,
-    format: Format = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    log_format: LogFormat = None,
-    grace: Grace = None,
+    model: str,
+    host: str | None,
+    port: int | None,
+    threads: int | None,
+    context: int | None,
+    format: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    log_format: str | None,
+    grace: int | None,
 ) -> None:
     """Serve a model over HTTP.
 
@@ -49,7 +45,7 @@ def serve(
     from finback.cli.output import note
 
     chosen = {"host": host, "port": port, "tls_cert": tls_cert, "tls_key": tls_key}
-    settings = settings_of(threads, context, format, **chosen, log_format=log_format, grace_s=grace)
+    settings = options.settings_of(threads, context, format, **chosen, log_format=log_format, grace_s=grace)
     settings = settings.for_server()
     server.require_guard(settings.host, settings.home)
     if not server.is_loopback(settings.host) and settings.tls_cert is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finback.cli.options import Format, Json, ModelName, settings_of
+import click
+
+from finback.cli import options
 from finback.config import Settings
 
 if TYPE_CHECKING:
@@ -12,11 +14,15 @@ if TYPE_CHECKING:
     from finback.hub.catalog import Entry
 
 
-def show(model: ModelName, format: Format = None, json: Json = False) -> None:
+@click.command()
+@options.model_argument
+@options.format
+@options.json
+def show(model: str, format: str | None, json: bool) -> None:
     """Show what a model is, what it costs, and how it is packed."""
     from finback.cli.output import print_json
 
-    settings = settings_of(format=format)
+    settings = options.settings_of(format=format)
     record = _record(model, settings)
     if json:
         print_json(record)

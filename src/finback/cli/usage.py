@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import typer
+import click
 
-from finback.cli.options import Json, settings_of
+from finback.cli import options
 
 if TYPE_CHECKING:
     from finback.config import Settings
 
-
-class By(StrEnum):
-    """What sums are over."""
-
-    key = "key"
-    day = "day"
-    model = "model"
+By = Literal["key", "day", "model"]  # what sums are over
 
 
-def usage(
-    by: Annotated[By, typer.Option("--by", help="What to sum over.")] = By.key,
-    key: Annotated[str | None, typer.Option("--key", metavar="KEY", help="Only this key, by name or id.")] = None,
-    days: Annotated[
-        int | None, typer.Option("--days", min=1, metavar="N", help="Only the last so many days, UTC.")
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="First see that the file is sound and its sums are right.")
-    ] = False,
-    json: Json = False,
-) -> None:
+@click.command()
+@click.option("--by", type=click.Choice(get_args(By)), default="key", help="What to sum over.")
+@click.option("--key", metavar="KEY", help="Only this key, by name or id.")
+@click.option("--days", type=click.IntRange(min=1), metavar="N", help="Only the last so many days, UTC.")
+@click.option("--check", is_flag=True, help="First see that the file is sound and its sums are right.")
+@options.json
+def usage(by: By, key: str | None, days: int | None, check: bool, json: bool) -> None:
     """Show requests, tokens and money by key, day or model."""
     from finback.cli import output
 
-    settings = settings_of()
+    settings = options.settings_of()
     there = settings.ledger is not None or (settings.home / "ledger.sqlite").exists()
     records = _records(settings, by, key, days, check=check) if there else []
     if json:
@@ -58,10 +47,10 @@ def _records(settings: Settings, by: By, key: str | None, days: int | None, *, c
     if check:
         books.check_integrity()
     ledger = Ledger(books)
-    found = ledger.usage(by.value, key_id=key_id, days=days)
+    found = ledger.usage(by, key_id=key_id, days=days)
     ledger.close()
-    names = {known.id: {"name": known.name} for known in keys.all()} if by is By.key else {}
-    return [{by.value: group, **names.get(group, {}), **sums_record(sums)} for group, sums in found.items()]
+    names = {known.id: {"name": known.name} for known in keys.all()} if by == "key" else {}
+    return [{by: group, **names.get(group, {}), **sums_record(sums)} for group, sums in found.items()]
 
 
 def _print(by: By, records: list[dict[str, Any]]) -> None:
@@ -75,6 +64,6 @@ def _print(by: By, records: list[dict[str, Any]]) -> None:
         "output_tokens": "OUTPUT",
         "cost": "COST",
     }
-    first = [record.get("name") or record[by.value] or "(no key)" for record in records]
+    first = [record.get("name") or record[by] or "(no key)" for record in records]
     rows = [(name, *(str(record[figure]) for figure in figures)) for name, record in zip(first, records, strict=True)]
-    print_table((by.value.upper(), *figures.values()), rows, right=tuple(figures.values()))
+    print_table((by.upper(), *figures.values()), rows, right=tuple(figures.values()))
