@@ -2,7 +2,10 @@
 #include "dispatch.h"
 #include "matrix.h"
 
+#include <nanobind/stl/array.h>
+
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -76,35 +79,57 @@ void without_gil(F&& body) {
 // ---- attention
 // -----------------------------------------------------------------------------------------------------------
 
+// Keys and values of grouped-query attention, both writable or not.
+struct HeadCache {
+    Cache k, v;
+    int64_t heads, key_dim, value_dim;
+};
+
+HeadCache head_cache(const char* operation, const InputArray& k_cache, const InputArray& v_cache) {
+    require_rank(operation, "k_cache", k_cache, 4);
+    require_rank(operation, "v_cache", v_cache, 4);
+    const HeadCache cache{cache_of(operation, "k_cache", k_cache), cache_of(operation, "v_cache", v_cache),
+                          length(k_cache, 2), length(k_cache, 3), length(v_cache, 3)};
+    const Cache &k = cache.k, &v = cache.v;
+    require(
+        v.type == k.type && v.blocks == k.blocks && v.block_size == k.block_size && length(v_cache, 2) == cache.heads,
+        operation, "v_cache must match k_cache in type, blocks, block size and heads: ", describe(v_cache), " against ",
+        describe(k_cache));
+    require(cache.heads > 0 && cache.key_dim > 0 && cache.value_dim > 0, operation,
+            "k_cache and v_cache must have heads and a last axis above 0");
+    return cache;
+}
+
+// All but the queries and the result.
+AttentionCall attention_over(const char* operation, const HeadCache& cache, int64_t tokens, int64_t heads,
+                             const Paging& paging, float scale) {
+    require(heads > 0 && heads % cache.heads == 0, operation, "q's heads must be a multiple of k_cache's: ", heads,
+            " against ", cache.heads);
+    AttentionCall call{};
+    call.k = cache.k.data;
+    call.v = cache.v.data;
+    call.type = cache.k.type;
+    call.paging = paging;
+    call.tokens = tokens;
+    call.heads = heads;
+    call.kv_heads = cache.heads;
+    call.key_dim = cache.key_dim;
+    call.value_dim = cache.value_dim;
+    call.scale = scale;
+    return call;
+}
+
 nb::object attention(const InputArray& q, const InputArray& k_cache, const InputArray& v_cache,
                      const InputArray& block_tables, const InputArray& seq_ids, const InputArray& positions,
                      float scale) {
     constexpr const char* op = "attention";
     require_rank(op, "q", q, 3);
-    require_rank(op, "k_cache", k_cache, 4);
-    require_rank(op, "v_cache", v_cache, 4);
-    const Cache k = cache_of(op, "k_cache", k_cache), v = cache_of(op, "v_cache", v_cache);
-    const int64_t n = length(q, 0), heads = length(q, 1), kv_heads = length(k_cache, 2), key_dim = length(k_cache, 3);
-    const int64_t value_dim = length(v_cache, 3);
-    require(k.type == v.type && v.blocks == k.blocks && v.block_size == k.block_size && length(v_cache, 2) == kv_heads,
-            op, "v_cache must match k_cache in type, blocks, block size and heads: ", describe(v_cache), " against ",
-            describe(k_cache));
-    require(kv_heads > 0 && heads > 0 && heads % kv_heads == 0, op,
-            "q's heads must be a multiple of k_cache's: ", heads, " against ", kv_heads);
-    require(key_dim > 0 && value_dim > 0, op, "k_cache and v_cache must have a last axis above 0");
-    AttentionCall call{};
-    call.q = elements<float>(op, "q", q, {n, heads, key_dim});
-    call.k = k.data;
-    call.v = v.data;
-    call.type = k.type;
-    call.paging = paging_of(op, k, n, block_tables, seq_ids, positions);
-    call.tokens = n;
-    call.heads = heads;
-    call.kv_heads = kv_heads;
-    call.key_dim = key_dim;
-    call.value_dim = value_dim;
-    call.scale = scale;
-    Output<> out({n, heads, value_dim});
+    const HeadCache cache = head_cache(op, k_cache, v_cache);
+    const int64_t n = length(q, 0), heads = length(q, 1);
+    AttentionCall call =
+        attention_over(op, cache, n, heads, paging_of(op, cache.k, n, block_tables, seq_ids, positions), scale);
+    call.q = elements<float>(op, "q", q, {n, heads, cache.key_dim});
+    Output<> out({n, heads, cache.value_dim});
     call.out = out.data;
     without_gil([&] { kernels().attention.attention(call); });
     return out.array;
@@ -280,32 +305,63 @@ void norm_heads(const Heads& heads, const Norm& norm) {
 // ---- what a layer does with its fresh queries, keys and latents, in one call
 // ------------------------------------------------------------------------------
 
-void cache_heads(const InOutArray& q, const InOutArray& k, const InputArray& v, const InOutArray& k_cache,
-                 const InOutArray& v_cache, const InputArray& slots, const InputArray& cos, const InputArray& sin,
-                 bool interleaved, const OptionalNorm& q_norm, const OptionalNorm& k_norm) {
-    constexpr const char* op = "cache_heads";
-    require_rank(op, "q", q, 2);
-    require_rank(op, "k_cache", k_cache, 4);
+using AttentionMatrices = std::array<const Matrix*, 4>;            // q, k, v and o
+using AttentionBiases = std::array<std::optional<InputArray>, 4>;  // of the same
+
+nb::object grouped_attention(const InputArray& x, const AttentionMatrices& matrices, const InOutArray& k_cache,
+                             const InOutArray& v_cache, const NormArgument& norm, const AttentionBiases& biases,
+                             const OptionalNorm& q_norm, const OptionalNorm& k_norm, const InputArray& slots,
+                             const InputArray& cos, const InputArray& sin, bool interleaved,
+                             const InputArray& block_tables, const InputArray& seq_ids, const InputArray& positions,
+                             float scale) {
+    constexpr const char* op = "grouped_attention";
+    const float* input = elements<float>(op, "x", x, {kAny, kAny});
     require_writable(op, "k_cache", k_cache);
     require_writable(op, "v_cache", v_cache);
-    const Cache keys = cache_of(op, "k_cache", k_cache), values = cache_of(op, "v_cache", v_cache);
-    const int64_t n = length(q, 0), width = length(k_cache, 3);
-    const Heads queries = heads_of(op, "q", q, n, width), fresh = heads_of(op, "k", k, n, width);
-    require(fresh.heads * width == keys.width, op, "k must fit k_cache: ", describe(k), " for ", describe(k_cache));
-    const float* from = elements<float>(op, "v", v, {n, values.width});
-    const Norm of_q = norm_of(op, q_norm, width), of_k = norm_of(op, k_norm, width);
+    const HeadCache cache = head_cache(op, k_cache, v_cache);
+    const int64_t n = length(x, 0), hidden = length(x, 1);
+    require(std::none_of(matrices.begin(), matrices.end(), [](const Matrix* m) { return m == nullptr; }), op,
+            "the weights of q, k, v and o must be there");
+    const int64_t heads = signed_size(matrices[0]->weight.rows) / cache.key_dim;
+    const int64_t rows[4] = {heads * cache.key_dim, cache.k.width, cache.v.width, hidden};
+    const int64_t cols[4] = {hidden, hidden, hidden, heads * cache.value_dim};
+    constexpr const char* names[4] = {"q", "k", "v", "o"};
+    Weight weights[4];
+    const float* bias[4];
+    for (size_t i = 0; i < 4; ++i) {
+        weights[i] = matrices[i]->weight;
+        require_matrix(weights[i], op, names[i], 1, static_cast<size_t>(rows[i]), static_cast<size_t>(cols[i]));
+        bias[i] = biases[i] ? elements<float>(op, "bias", *biases[i], {rows[i]}) : nullptr;
+    }
+    // Fresh queries, keys and values, and what the queries attend to: one after the other in one array.
+    const Output<> between({n * (rows[0] + rows[1] + rows[2] + cols[3])}), out({n, hidden});
+    float* const fresh[3] = {between.data, between.data + n * rows[0], between.data + n * (rows[0] + rows[1])};
+    float* attended = fresh[2] + n * rows[2];
+    const Heads queries{fresh[0], n, heads, cache.key_dim}, keys{fresh[1], n, cache.heads, cache.key_dim};
+    const Norm of_x = norm_of(op, norm, hidden), of_q = norm_of(op, q_norm, cache.key_dim),
+               of_k = norm_of(op, k_norm, cache.key_dim);
     const RopeCall turn_q = rope_of(op, queries, cos, sin, interleaved, 0);
-    const RopeCall turn_k = rope_of(op, fresh, cos, sin, interleaved, 0);
-    const int64_t* at = slots_of(op, keys, slots, n);
-    slots_of(op, values, slots, n);
+    const RopeCall turn_k = rope_of(op, keys, cos, sin, interleaved, 0);
+    const int64_t* at = slots_of(op, cache.k, slots, n);
+    AttentionCall call =
+        attention_over(op, cache, n, heads, paging_of(op, cache.k, n, block_tables, seq_ids, positions), scale);
+    call.q = queries.x;
+    call.out = attended;
+    const auto count = static_cast<size_t>(n);
     without_gil([&] {
+        const GemmKernels& gemm = kernels().gemm;
+        const AttentionKernels& attention = kernels().attention;
+        gemm.linear({input, count, of_x, weights, 3, bias, nullptr, fresh});
         norm_heads(queries, of_q);
-        norm_heads(fresh, of_k);
+        norm_heads(keys, of_k);
         rotate(turn_q);
         rotate(turn_k);
-        kernels().attention.store_rows(keys.type, keys.data, fresh.x, at, n, keys.width);
-        kernels().attention.store_rows(values.type, values.data, from, at, n, values.width);
+        attention.store_rows(cache.k.type, cache.k.data, keys.x, at, n, cache.k.width);
+        attention.store_rows(cache.v.type, cache.v.data, fresh[2], at, n, cache.v.width);
+        attention.attention(call);
+        gemm.linear({attended, count, Norm{}, &weights[3], 1, &bias[3], input, &out.data});
     });
+    return out.array;
 }
 
 void cache_latents(const InOutArray& q, const InOutArray& latents, const InOutArray& cache, const InputArray& slots,
@@ -458,9 +514,9 @@ void bind_attention(nb::module_& m) {
     m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, "Root-mean-square norm over the last axis.");
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, nb::kw_only(), "interleaved"_a, "start"_a = 0,
           "Rotary position embedding, in place.");
-    m.def("cache_heads", &cache_heads, "q"_a, "k"_a, "v"_a, "k_cache"_a, "v_cache"_a, nb::kw_only(), "slots"_a, "cos"_a,
-          "sin"_a, "interleaved"_a, "q_norm"_a = nb::none(), "k_norm"_a = nb::none(),
-          "Normalises and rotates q and k in place, and writes k and v to their slots.");
+    m.def("grouped_attention", &grouped_attention, "x"_a, "weights"_a, "k_cache"_a, "v_cache"_a, nb::kw_only(),
+          "norm"_a, "biases"_a, "q_norm"_a.none(), "k_norm"_a.none(), "slots"_a, "cos"_a, "sin"_a, "interleaved"_a,
+          "block_tables"_a, "seq_ids"_a, "positions"_a, "scale"_a, "A layer's attention, from x to x plus its part.");
     m.def("cache_latents", &cache_latents, "q"_a, "latents"_a, "cache"_a, nb::kw_only(), "slots"_a, "cos"_a, "sin"_a,
           "interleaved"_a, "head_dim"_a, "norm"_a,
           "Rotates q in place, finishes the latents and writes them to their slots.");

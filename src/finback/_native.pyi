@@ -136,20 +136,25 @@ def mla_decode(
     positions: _Ints,
     scale: float,
 ) -> _Floats: ...
-def cache_heads(
-    q: _Floats,
-    k: _Floats,
-    v: _Floats,
+def grouped_attention(
+    x: _Floats,
+    weights: tuple[Matrix, Matrix, Matrix, Matrix],
     k_cache: NDArray[Any],
     v_cache: NDArray[Any],
     *,
+    norm: _Norm,
+    biases: tuple[_Floats | None, _Floats | None, _Floats | None, _Floats | None],
+    q_norm: _Norm | None,
+    k_norm: _Norm | None,
     slots: _Slots,
     cos: _Floats,
     sin: _Floats,
     interleaved: bool,
-    q_norm: _Norm | None = None,
-    k_norm: _Norm | None = None,
-) -> None: ...
+    block_tables: _Ints,
+    seq_ids: _Ints,
+    positions: _Ints,
+    scale: float,
+) -> _Floats: ...
 def cache_latents(
     q: _Floats,
     latents: _Floats,

@@ -70,31 +70,49 @@ def test_routed_moe(isa: str, rng: np.random.Generator, n: int, threads: int) ->
     np.testing.assert_allclose(actual, twin, rtol=0, atol=0.02 * max(1, np.abs(twin).max(initial=0)))
 
 
+def a_layer(rng: np.random.Generator, format: str, biased: bool) -> tuple[Any, Any]:
+    """Weights of q, k, v and o for 6 heads of 16 on 2 with values of 24, and their biases."""
+    shapes = ((96, 64), (32, 64), (48, 64), (64, 144))
+    weights = tuple(published(rng, format if cols % 32 == 0 else "f32", rows, cols).matrix for rows, cols in shapes)
+    return weights, tuple(normal(rng, rows) if biased else None for rows, _ in shapes)
+
+
 @pytest.mark.parametrize("dtype", CACHE_TYPES)
-@pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_cache_heads(rng: np.random.Generator, dtype: type[Any], normed: bool, interleaved: bool) -> None:
-    n, heads, kv_heads, width, value_width = 5, 6, 2, 16, 24
-    q, k, v = normal(rng, n, heads * width), normal(rng, n, kv_heads * width), normal(rng, n, kv_heads * value_width)
-    norms = [a_norm(rng, width) if normed else None for _ in range(2)]
-    turn = rotation(rng, n, width // 2)
-    slots = rng.permutation(12)[:n].astype(np.int64)
-    caches = [np.zeros((3, 4, kv_heads, w), dtype) for w in (width, value_width) for _ in range(2)]
+@pytest.mark.parametrize("whole", [False, True])  # with biases, norms of heads, neighbours as pairs
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_grouped_attention(isa: str, rng: np.random.Generator, dtype: type[Any], whole: bool, n: int) -> None:
+    weights, biases = a_layer(rng, "q8_0", whole)
+    x, norm, turn = normal(rng, n, 64), a_norm(rng, 64), rotation(rng, n, 8)
+    q_norm, k_norm = (a_norm(rng, 16), a_norm(rng, 16)) if whole else (None, None)
+    pages = Pages.shuffled(rng, (9, 4), 4)
+    where = {
+        "block_tables": pages.block_tables,
+        "seq_ids": np.array([0, 0, 0, 1, 1], np.int32)[:n],
+        "positions": np.array([6, 7, 8, 2, 3], np.int32)[:n],
+        "scale": 0.2,
+    }
+    slots = np.array([pages.slots(s)[p] for s, p in zip(where["seq_ids"], where["positions"], strict=True)], np.int64)
+    before = [pages.cache(dtype, [normal(rng, length, 2, width) for length in pages.lengths]) for width in (16, 24)]
+    expected_caches, caches = ([cache.copy() for cache in before] for _ in range(2))
 
-    expected_q, expected_k = q.reshape(n, heads, width).copy(), k.reshape(n, kv_heads, width).copy()
-    if norms[0] is not None and norms[1] is not None:
-        expected_q, expected_k = kernels.rms_norm(expected_q, *norms[0]), kernels.rms_norm(expected_k, *norms[1])
-    for x in (expected_q, expected_k):
-        kernels.rope(x, **turn, interleaved=interleaved)
-    kernels.store_rows(caches[0], expected_k, slots)
-    kernels.store_rows(caches[2], v.reshape(n, kv_heads, value_width), slots)
+    q, k, v = kernels.linear(x, weights[:3], norm=norm, bias=biases[:3])
+    q, k, v = q.reshape(n, 6, 16), k.reshape(n, 2, 16), v.reshape(n, 2, 24)
+    if q_norm is not None and k_norm is not None:
+        q, k = kernels.rms_norm(q, *q_norm), kernels.rms_norm(k, *k_norm)
+    for heads in (q, k):
+        kernels.rope(heads, **turn, interleaved=whole)
+    for cache, rows in zip(expected_caches, (k, v), strict=True):
+        kernels.store_rows(cache, rows, slots)
+    attended = kernels.attention(q, *expected_caches, **where).reshape(n, 144)
+    expected = kernels.linear(attended, weights[3:], bias=biases[3:], add=x)[0]
 
-    kernels.cache_heads(
-        q, k, v, caches[1], caches[3], slots=slots, **turn, interleaved=interleaved, q_norm=norms[0], k_norm=norms[1]
-    )
-    np.testing.assert_array_equal(q, expected_q.reshape(n, -1))
-    np.testing.assert_array_equal(caches[1], caches[0])
-    np.testing.assert_array_equal(caches[3], caches[2])
+    got = kernels.grouped_attention(
+        x, weights, *caches, norm=norm, biases=biases, q_norm=q_norm, k_norm=k_norm, slots=slots, **turn,
+        interleaved=whole, **where,
+    )  # fmt: skip
+    np.testing.assert_array_equal(got, expected)
+    for cache, right in zip(caches, expected_caches, strict=True):
+        np.testing.assert_array_equal(cache, right)
 
 
 @pytest.mark.parametrize("dtype", CACHE_TYPES)
@@ -148,10 +166,6 @@ def test_what_does_not_fit_is_refused(rng: np.random.Generator) -> None:
         kernels.linear(x, [w], norm=(np.ones(3, np.float32), EPS))
     cache, slots = np.zeros((1, 4, 1, 4), np.float32), np.array([0, 4])
     turn = rotation(rng, 2, 2)
-    with pytest.raises(KernelArgumentError, match=r"\[cache_heads\] slots"):
-        kernels.cache_heads(x.copy(), x.copy(), x, cache, cache, slots=slots, **turn, interleaved=True)
-    with pytest.raises(KernelArgumentError, match=r"\[cache_heads\] q must hold whole heads"):
-        kernels.cache_heads(normal(rng, 2, 6), x.copy(), x, cache, cache, slots=slots % 4, **turn, interleaved=True)
     with pytest.raises(KernelArgumentError, match=r"\[cache_latents\] the cache must hold latents"):
         kernels.cache_latents(
             x.copy(), x.copy(), cache[:, :, 0], slots=slots % 4, **turn, interleaved=True, head_dim=4,
@@ -162,3 +176,32 @@ def test_what_does_not_fit_is_refused(rng: np.random.Generator) -> None:
             x.reshape(2, 1, 4), w, w, np.zeros((1, 4, 6), np.float32), block_tables=np.zeros((1, 1), np.int32),
             seq_ids=np.zeros(2, np.int32), positions=np.zeros(2, np.int32), scale=1.0,
         )  # fmt: skip
+
+
+def test_layers_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
+    weights, biases = a_layer(rng, "f32", True)
+    x, rows = normal(rng, 2, 64), np.arange(2)
+    good: dict[str, Any] = {
+        "weights": weights,
+        "k_cache": np.zeros((1, 4, 2, 16), np.float32), "v_cache": np.zeros((1, 4, 2, 24), np.float32),
+        "norm": a_norm(rng, 64), "biases": biases, "q_norm": None, "k_norm": None, "slots": rows, **rotation(rng, 2, 8),
+        "interleaved": False, "block_tables": np.zeros((1, 1), np.int32), "seq_ids": np.zeros(2, np.int32),
+        "positions": rows.astype(np.int32), "scale": 1.0,
+    }  # fmt: skip
+    kernels.grouped_attention(x, **good)
+    read_only = good["k_cache"].copy()
+    read_only.flags.writeable = False
+    for wrong, message in (
+        ({"slots": rows + 3}, r"slots\[1\] is 4"),
+        ({"weights": (*weights[:3], weights[0])}, "o must be"),
+        ({"weights": (weights[3], *weights[1:])}, "q must be"),
+        ({"weights": (weights[0], weights[2], *weights[2:])}, "k must be"),
+        ({"biases": (biases[1], *biases[1:])}, r"bias must be float32 \[96\]"),
+        ({"k_cache": read_only}, "k_cache must not be read-only"),
+        ({"v_cache": np.zeros((1, 4, 1, 24), np.float32)}, "v_cache must match k_cache"),
+        ({"q_norm": a_norm(rng, 24)}, "norm must be"),
+        ({"positions": rows.astype(np.int32) + 3}, "positions"),
+        (rotation(rng, 2, 9), r"elements 0 to 0 \+ 18 must lie inside a head"),
+    ):
+        with pytest.raises(KernelArgumentError, match=rf"\[grouped_attention\] {message}"):
+            kernels.grouped_attention(x, **{**good, **wrong})

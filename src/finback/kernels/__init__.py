@@ -1,8 +1,8 @@
 """The compute boundary: typed functions over the native module, which nothing else imports.
 
 Every kernel obeys rule R1 (a row's result depends on that row alone: not on its neighbours in the call, the
-number of threads, or the chunking) and has a NumPy twin of the same name in
-:mod:`finback.kernels.reference`.
+number of threads, or the chunking). It has a NumPy twin of the same name in
+:mod:`finback.kernels.reference`, or gives bit for bit what the kernels that it joins give.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from finback._native import available_isas, int8_rate, isa, read_bandwidth, sele
 from finback.errors import ConfigError
 from finback.kernels.attention import (
     attention,
-    cache_heads,
     cache_latents,
+    grouped_attention,
     load_rows,
     mla_attention,
     mla_decode,
@@ -33,8 +33,8 @@ __all__ = [
     "attention",
     "available_isas",
     "bring_in",
-    "cache_heads",
     "cache_latents",
+    "grouped_attention",
     "head_linear",
     "int8_rate",
     "isa",

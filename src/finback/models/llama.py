@@ -20,43 +20,33 @@ class GroupedQueryAttention:
     """Several query heads share one key and value head; all keys and values are cached."""
 
     config: ModelConfig
-    q: Matrix
-    k: Matrix
-    v: Matrix
-    o: Matrix
-    biases: tuple[Array | None, Array | None, Array | None]  # of q, k and v
-    o_bias: Array | None
+    weights: tuple[Matrix, Matrix, Matrix, Matrix]  # of q, k, v and o
+    biases: tuple[Array | None, Array | None, Array | None, Array | None]  # of the same
     q_norm: Norm | None
     k_norm: Norm | None
     scale: float
 
     def __call__(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
-        c, n, batch = self.config, len(x), step.batch
-        q, k, v = kernels.linear(x, [self.q, self.k, self.v], norm=norm, bias=self.biases)
+        batch = step.batch
         cos, sin = step.rope
-        kernels.cache_heads(
-            q,
-            k,
-            v,
+        return kernels.grouped_attention(
+            x,
+            self.weights,
             cache["k"],
             cache["v"],
+            norm=norm,
+            biases=self.biases,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
             slots=batch.slots,
             cos=cos,
             sin=sin,
-            interleaved=c.rope_interleaved,
-            q_norm=self.q_norm,
-            k_norm=self.k_norm,
-        )
-        context = kernels.attention(
-            q.reshape(n, c.num_attention_heads, c.head_dim),
-            cache["k"],
-            cache["v"],
+            interleaved=self.config.rope_interleaved,
             block_tables=batch.block_tables,
             seq_ids=batch.seq_ids,
             positions=batch.positions,
             scale=self.scale,
         )
-        return kernels.linear(context.reshape(n, -1), [self.o], bias=[self.o_bias], add=x)[0]
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         shape = (self.config.num_key_value_heads, self.config.head_dim)
@@ -85,16 +75,18 @@ def _attention(config: ModelConfig, fields: Fields) -> GroupedQueryAttention:
     q_rows, kv_rows = config.num_attention_heads * dim, config.num_key_value_heads * dim
     return GroupedQueryAttention(
         config=config,
-        q=fields.matrix("q", q_rows, hidden),
-        k=fields.matrix("k", kv_rows, hidden),
-        v=fields.matrix("v", kv_rows, hidden),
-        o=fields.matrix("o", hidden, q_rows),
+        weights=(
+            fields.matrix("q", q_rows, hidden),
+            fields.matrix("k", kv_rows, hidden),
+            fields.matrix("v", kv_rows, hidden),
+            fields.matrix("o", hidden, q_rows),
+        ),
         biases=(
             fields.optional_vector("q_bias", q_rows),
             fields.optional_vector("k_bias", kv_rows),
             fields.optional_vector("v_bias", kv_rows),
+            fields.optional_vector("o_bias", hidden),
         ),
-        o_bias=fields.optional_vector("o_bias", hidden),
         q_norm=(fields.vector("q_norm", dim), config.rms_norm_eps) if config.qk_norm else None,
         k_norm=(fields.vector("k_norm", dim), config.rms_norm_eps) if config.qk_norm else None,
         scale=config.attention_scale,
