@@ -8,7 +8,6 @@ can be printed. An unknown ``FINBACK_*`` variable or a bad value is an error, no
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -142,6 +141,8 @@ def config_path(environ: Mapping[str, str]) -> Path | None:
 
 def _from_file(path: Path) -> list[tuple[str, str, Any]]:
     """(origin, name, value) of each line of the file."""
+    import tomllib
+
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:

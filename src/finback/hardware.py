@@ -110,14 +110,12 @@ def kernels() -> Kernels:
 
 def memory(root: Path = Path("/")) -> Memory:
     """Memory that this process may have and that is free now."""
-    import psutil
-
-    machine = psutil.virtual_memory()
-    total, available, limited = int(machine.total), int(machine.available), False
+    machine_total, available = _machine_memory(root)
+    total, limited = machine_total, False
     for folder in _cgroups(root, "memory"):
         limit = _first_number(folder, "memory.max", "memory.limit_in_bytes")
         used = _first_number(folder, "memory.current", "memory.usage_in_bytes")
-        if limit is None or used is None or limit >= int(machine.total):
+        if limit is None or used is None or limit >= machine_total:
             continue
         limited = True
         total = min(total, limit)
@@ -185,6 +183,18 @@ def _cpu_quota(root: Path) -> float | None:
         if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
+
+
+def _machine_memory(root: Path) -> tuple[int, int]:
+    """Bytes that the whole machine has, and that are free or can be freed."""
+    pattern = r"^(MemTotal|MemAvailable):\s*(\d+) kB$"
+    found = dict(re.findall(pattern, _text(root / "proc/meminfo"), re.MULTILINE))
+    if len(found) == 2:
+        return int(found["MemTotal"]) << 10, int(found["MemAvailable"]) << 10
+    import psutil  # for systems that tell it elsewhere
+
+    machine = psutil.virtual_memory()
+    return int(machine.total), int(machine.available)
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:

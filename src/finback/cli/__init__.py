@@ -9,6 +9,10 @@ from __future__ import annotations
 
 def main() -> None:
     """The ``finback`` program."""
+    import gc
+
     from finback.cli.app import app
 
+    # Loading makes some hundred thousand objects that stay. By default they would be looked through every 700.
+    gc.set_threshold(50_000)
     app(prog_name="finback")

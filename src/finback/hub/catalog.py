@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 DEFAULT_MODEL = "smollm2:135m-q4_1"
 
@@ -211,6 +210,8 @@ def true_name(name: str) -> str | None:
 
 def nearest(name: str, pulled: Iterable[str] = (), limit: int = 4) -> list[str]:
     """Known names that look like ``name``: what it could have meant first, then the closest spellings."""
+    from difflib import get_close_matches
+
     names = list(dict.fromkeys([*pulled, *(entry.name for entry in CATALOG)]))
     wanted = name.lower()
     meant = [entry.name for entry in matches(name)]

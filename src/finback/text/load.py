@@ -5,7 +5,6 @@ from __future__ import annotations
 from finback.text.ids_only import IdsOnly
 from finback.text.tokenizer import Tokenizer
 from finback.text.vocabulary_gguf import NO_VOCABULARY, read_gguf
-from finback.text.vocabulary_json import read_json
 from finback.weights.checkpoint import Checkpoint
 
 
@@ -14,4 +13,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.kind == "gguf":
         bare = checkpoint.metadata.get("tokenizer.ggml.model") in NO_VOCABULARY
         return IdsOnly() if bare else Tokenizer(read_gguf(checkpoint.metadata))
-    return Tokenizer(read_json(checkpoint)) if "tokenizer.json" in checkpoint.files else IdsOnly()
+    if "tokenizer.json" not in checkpoint.files:
+        return IdsOnly()
+    from finback.text.vocabulary_json import read_json  # brings a JSON library that GGUF needs not wait for
+
+    return Tokenizer(read_json(checkpoint))

@@ -7,6 +7,7 @@ here, because who wrote a text decides which of them it may contain: see :class:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import filterfalse
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -126,10 +127,10 @@ def _words(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 
 def _check_merges(vocabulary: Vocabulary) -> None:
     """Every merge must make a token: the library panics, past all handlers, where the result is longer than any."""
-    lost = next(((left, right) for left, right in vocabulary.merges if left + right not in vocabulary.tokens), None)
+    made = map("".join, vocabulary.merges)
+    lost = next(filterfalse(vocabulary.tokens.__contains__, made), None)
     if lost is not None:
-        made = (lost[0] + lost[1])[:80]
-        raise TokenizerError(f"the tokenizer's merges cannot be used: they make {made!r}, which is not a token")
+        raise TokenizerError(f"the tokenizer's merges cannot be used: they make {lost[:80]!r}, which is not a token")
 
 
 def _spellings(vocabulary: Vocabulary) -> list[str | bytes | None]:

@@ -40,17 +40,23 @@ def read_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
 def _plain(texts: list[str], kinds: list[int]) -> dict[str, int]:
     """Tokens that byte pairs may merge into: nearly all, so the others are taken out again."""
     tokens = dict(zip(texts, range(len(texts)), strict=True))
-    for text, kind in zip(texts, kinds, strict=True):
-        if kind not in (_NORMAL, _BYTE):
-            tokens.pop(text, None)
+    for id in _unusual(kinds):
+        if kinds[id] != _BYTE:
+            tokens.pop(texts[id], None)
     return tokens
+
+
+def _unusual(kinds: list[int]) -> list[int]:
+    """Ids of the few tokens that are not normal."""
+    return [id for id, kind in enumerate(kinds) if kind != _NORMAL]
 
 
 def _added(texts: list[str], kinds: list[int]) -> Iterator[AddedToken]:
     """Tokens that are found in the text; old converters called some of DeepSeek's markup normal."""
-    for id, kind in enumerate(kinds):
-        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED) or (kind == _NORMAL and "｜" in texts[id]):
-            yield AddedToken(id, texts[id], control=kind != _USER_DEFINED)
+    marked = [id for id, text in enumerate(texts) if "｜" in text and kinds[id] == _NORMAL]
+    for id in sorted([*_unusual(kinds), *marked]):
+        if kinds[id] in (_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED):
+            yield AddedToken(id, texts[id], control=kinds[id] != _USER_DEFINED)
 
 
 def _optional(metadata: Mapping[str, Any], key: str, kind: type) -> Any:

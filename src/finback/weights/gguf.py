@@ -164,20 +164,21 @@ class _Cursor:
         count = self.count(f"strings in {what}", self.strings_left, 8)
         self.strings_left -= count
         buffer, at, end = self.buffer, self.at, len(self.buffer)
+        length_at = _LENGTH.unpack_from
         found: list[bytes] = []
         for _ in range(count):
             start = at + 8
             if start > end:
                 self.extend(start, what)
                 buffer, end = self.buffer, len(self.buffer)
-            at = start + _LENGTH.unpack_from(buffer, at)[0]
+            at = start + length_at(buffer, at)[0]
             if at > end:
                 self.extend(at, what)
                 buffer, end = self.buffer, len(self.buffer)
             found.append(buffer[start:at])
         self.at = at
         try:
-            return [data.decode("utf-8") for data in found]
+            return list(map(bytes.decode, found))
         except UnicodeDecodeError:
             raise MalformedFile(f"{self.path}: a string in {what} is not UTF-8") from None
 
