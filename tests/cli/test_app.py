@@ -12,6 +12,7 @@ import pytest
 from finback import __version__
 from finback.errors import ChecksumMismatch, FinbackError
 from tests.cli.conftest import Cli
+from tests.weights.tiny import write_tiny_gguf
 
 COMMANDS = (
     *("chat", "run", "serve", "pull", "list", "show", "rm", "ps", "usage", "bench", "doctor", "version"),
@@ -188,6 +189,19 @@ def test_help_imports_nothing_heavy() -> None:
     )
     shown = program("--help", code=f"print('loaded', [name for name in {heavy!r} if name in sys.modules])")
     assert shown.returncode == 0
+    assert shown.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_a_run_imports_only_what_it_needs(tmp_path: Path) -> None:
+    """Each of these takes some hundredths of a second that a one-line prompt would wait for."""
+    needless = (
+        *("httpx2", "uvicorn", "starlette", "msgspec", "psutil", "rich", "asyncio", "minijinja", "pydantic"),
+        *("finback.server", "finback.meter", "finback.hub.http", "finback.hub.pull", "finback.cli.bench"),
+    )
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", "llama")
+    names = f"print('\\nloaded', [name for name in {needless!r} if name in sys.modules])"
+    shown = program("run", "-m", str(path), "-n", "2", "Hello", code=names, FINBACK_HOME=str(tmp_path / "home"))
+    assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[-1] == "loaded []"
 
 
