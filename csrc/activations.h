@@ -2,23 +2,22 @@
 #pragma once
 
 #include "formats.h"
-#include "simd_int.h"
+#include "simd_pair.h"
 
 namespace finback::FINBACK_NAMESPACE {
 
 // One group of one token: value = scale * code, code in [-127, 127]. One cache line.
 //
-// A product keeps two 16-bit sums per row: one over columns 4j, 4j+1, one over columns 4j+2, 4j+3. Starting them at
-// -offset * (sum of the same columns' codes) makes unsigned codes signed for free. The additions wrap modulo 2^16, so
-// only the final sum has to fit: 16 columns x 127 x 16 = 32512.
+// Starting a product's running sum at -offset * (sum of the same columns' codes) makes unsigned codes signed for free.
+// Without VNNI these are two sums of 16 bits that wrap; only the final sum has to fit: 16 columns x 127 x 16 = 32512.
 struct alignas(64) Activation {
     int8_t codes[32];
     float scale;
-    float scaled_sum;        // scale * sum of codes: what a format's min is multiplied with
-    int16_t minus_8[2];      // offsets of the 4-bit codes,
-    int16_t minus_16[2];     // the 5-bit ones,
-    int16_t minus_12[2];     // mxfp4's doubled values,
-    int16_t minus_32[2][2];  // and the formats with a scale per 16 columns: [half][which sum]
+    float scaled_sum;   // scale * sum of codes: what a format's min is multiplied with
+    Start minus_8;      // offsets of the 4-bit codes,
+    Start minus_16;     // the 5-bit ones,
+    Start minus_12;     // mxfp4's doubled values,
+    Start minus_32[2];  // and the formats with a scale per 16 columns, for each half
 };
 static_assert(sizeof(Activation) == 64);
 
@@ -27,19 +26,14 @@ inline constexpr float kSmallestLargest = 1e-30f;
 
 inline void sum_columns(I8x32 codes, Activation& out) {
     int16_t sums[16];
-    const I16x16 halves = quad_sums(codes);
-    store_words(sums, halves);
-    int16_t thirty_twos[16];
-    store_words(thirty_twos, set1_i16(0) - shift_left<5>(halves));
-    std::memcpy(out.minus_32[0], thirty_twos, 4);
-    std::memcpy(out.minus_32[1], thirty_twos + 8, 4);
-    const int total[2] = {sums[0] + sums[8], sums[1] + sums[9]};
-    for (int which = 0; which < 2; ++which) {
-        out.minus_8[which] = static_cast<int16_t>(-8 * total[which]);
-        out.minus_16[which] = static_cast<int16_t>(-16 * total[which]);
-        out.minus_12[which] = static_cast<int16_t>(-12 * total[which]);
-    }
-    out.scaled_sum = out.scale * static_cast<float>(total[0] + total[1]);
+    store_words(sums, quad_sums(codes));
+    const int first[2] = {sums[0], sums[8]}, second[2] = {sums[1], sums[9]};
+    for (int half = 0; half < 2; ++half) out.minus_32[half] = start_from(-32 * first[half], -32 * second[half]);
+    const int a = first[0] + first[1], b = second[0] + second[1];
+    out.minus_8 = start_from(-8 * a, -8 * b);
+    out.minus_16 = start_from(-16 * a, -16 * b);
+    out.minus_12 = start_from(-12 * a, -12 * b);
+    out.scaled_sum = out.scale * static_cast<float>(a + b);
 }
 
 inline void quantize_group(const float* x, Activation& out) {

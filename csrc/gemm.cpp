@@ -125,29 +125,33 @@ uint64_t read_all(const uint8_t* data, size_t bytes) {
     return sum;
 }
 
-// `rounds` times kByteChains dot products of 32 bytes in registers: what the integer formats could reach at best.
+// What the integer formats could reach at best: `rounds` times the dot products of a register tile, in registers.
 uint64_t multiply_bytes(size_t rounds) {
     uint8_t u[32];
     for (uint8_t i = 0; i < 32; ++i) u[i] = i % 16;
-    const I8x32 x = set1_byte(1);
-    I8x32 codes = load_bytes(u);
-    Partial sums[kByteChains];
-    for (Partial& sum : sums) sum = start_at(set1_i16(0));
+    const I8x32 once = load_bytes(u);
+    const int8_t ones[4] = {1, 1, 1, 1};
+    Bytes<2> codes = join(once, once);
+    Partial<2> sums[kTileTokens];
+    FINBACK_UNROLL(8)
+    for (size_t i = 0; i < kTileTokens; ++i) sums[i] = start_at_zero<2>();
     for (size_t round = 0; round < rounds; ++round) {
-        codes = settled(codes);  // so that no product is taken out of the loop
         FINBACK_UNROLL(8)
-        for (size_t i = 0; i < kByteChains; ++i) {
-            sums[i] = add_dot(sums[i], codes, x);
-            codes = settled(codes);
+        for (size_t i = 0; i < kTileTokens; ++i) {
+            codes = settled(codes);  // so that no product is taken out of the loop
+            sums[i] = add_dot(sums[i], codes, ones);
         }
     }
-    I32x8 sum = total(sums[0]);
-    for (size_t i = 1; i < kByteChains; ++i) sum = sum + total(sums[i]);
-    return static_cast<uint64_t>(max_lane(sum));
+    Ints<2> sum = total(sums[0]);
+    FINBACK_UNROLL(8)
+    for (size_t i = 1; i < kTileTokens; ++i) sum = sum + total(sums[i]);
+    return static_cast<uint64_t>(max_lane(lower(sum) + upper(sum)));
 }
 
 }  // namespace
 
-GemmKernels gemm_kernels() { return {&linear, &head_linear, &ffn, &quantize, &read_all, &multiply_bytes}; }
+GemmKernels gemm_kernels() {
+    return {&linear, &head_linear, &ffn, &quantize, &read_all, &multiply_bytes, kTileTokens * sizeof(Bytes<2>)};
+}
 
 }  // namespace finback::FINBACK_NAMESPACE

@@ -50,8 +50,6 @@ struct FfnCall {
     float* out = nullptr;
 };
 
-inline constexpr size_t kByteChains = 8;  // independent dot products of 32 bytes in one round of multiply_bytes
-
 struct GemmKernels {
     void (*linear)(const LinearCall&);
     void (*head_linear)(const HeadLinearCall&);
@@ -59,6 +57,7 @@ struct GemmKernels {
     double (*quantize)(Format, const float*, size_t, size_t, uint8_t*);  // see quantize.h
     uint64_t (*read_all)(const uint8_t* data, size_t bytes);
     uint64_t (*multiply_bytes)(size_t rounds);
+    size_t bytes_per_round;  // that multiply_bytes multiplies
 };
 
 #define FINBACK_DECLARE(isa)    \

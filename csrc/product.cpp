@@ -1,8 +1,9 @@
 // See product.h.
 //
-// Up to four tokens stream the weights: unpack a group, multiply, go on; memory is the limit. More tokens share the
-// unpacking: a panel of two row blocks and some columns is unpacked into the first-level cache, then all tokens go over
-// it, four at a time. Sums wait in memory between panels, in float32, so cutting the columns changes no result.
+// Few tokens stream the weights: unpack a group, multiply, go on; memory is the limit. More tokens than a register tile
+// takes share the unpacking: a panel of two row blocks and some columns is unpacked into the first-level cache, then
+// all tokens go over it, a tile at a time. Sums wait in memory between panels, in float32, so cutting the columns
+// changes no result.
 #include "product.h"
 
 #include "micro.h"
@@ -13,7 +14,7 @@ namespace {
 constexpr size_t kTokenBlock = 64;         // tokens whose sums wait between two panels
 constexpr size_t kIntegerPanelCols = 512;  // 16 groups: two row blocks unpack to 10 .. 14 KiB
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
-constexpr size_t kPrefetchBytes = 2048;    // how far ahead of its use a stream of weights is asked for
+constexpr size_t kPrefetchBytes = 4096;    // how far ahead of its use a stream of weights is asked for
 
 // The inputs of a register tile.
 template <int T>
@@ -31,6 +32,13 @@ struct Job {
     size_t first;  // row block that output row 0 belongs to
 
     const uint8_t* tiles(size_t block) const { return weight.row_block(expert, block); }
+    // The tiles of row blocks block .. block + N - 1; those at `end` and beyond repeat the last one.
+    template <size_t N>
+    Places<N> places(size_t block, size_t end) const {
+        Places<N> p;
+        for (size_t r = 0; r < N; ++r) p.at[r] = tiles(block + r < end ? block + r : end - 1);
+        return p;
+    }
     size_t row_of_input(size_t token) const {
         return in.index != nullptr ? static_cast<size_t>(in.index[token]) : token;
     }
@@ -76,33 +84,50 @@ void store_sum(const Job& job, size_t block, size_t token, F32x8 sum) {
     store(to.out + token * to.stride + row, sum);
 }
 
+template <size_t N>
+void store_sums(const Job& job, size_t block, size_t end, size_t token, Floats<N> sums) {
+    if constexpr (N == 1) {
+        if (block < end) store_sum(job, block, token, sums);
+    } else {
+        store_sums<1>(job, block, end, token, lower(sums));
+        store_sums<1>(job, block + 1, end, token, upper(sums));
+    }
+}
+
+template <size_t N, int T>
+void store_tile(const Job& job, size_t block, size_t end, const Sums<N, T>& sums) {
+    for (size_t t = 0; t < T && t < job.in.n; ++t) store_sums<N>(job, block, end, t, sums.at[t]);
+}
+
 // ---- columns of float formats
 
 // Where column `first` begins in a row block; a multiple of 128 for f8_e4m3.
-template <Format F>
-inline const uint8_t* columns_at(const uint8_t* tiles, size_t first) {
+template <Format F, size_t N>
+inline Places<N> columns_at(Places<N> tiles, size_t first) {
     if constexpr (F == Format::f8_e4m3)
         return tiles + first / kFp8ScaleCols * (kFp8ScaleCols + sizeof(float)) * kBlockRows;
     return tiles + first * info(F).block_bytes * kBlockRows;
 }
 
-// Column k + I of 8 rows; k is a multiple of 4. f8_e4m3 pads with zeros to 4 columns, the others have no more than they
-// have.
-template <Format F, int I>
-inline F32x8 column(const uint8_t* at, size_t k) {
-    if constexpr (F == Format::f8_e4m3) {
-        return fp8_to_float<I>(load_bytes(at + k * kBlockRows));
-    } else {
-        const uint8_t* p = at + (k + I) * info(F).block_bytes * kBlockRows;
-        if constexpr (F == Format::f32) return load(reinterpret_cast<const float*>(p));
-        if constexpr (F == Format::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
-        return load_bf16(reinterpret_cast<const uint16_t*>(p));
-    }
+// Column k + I of N row blocks; k is a multiple of 4. f8_e4m3 pads with zeros to 4 columns, the others have no more
+// than they have.
+template <Format F, int I, size_t N>
+inline Floats<N> column(Places<N> at, size_t k) {
+    if constexpr (F == Format::f8_e4m3)
+        return load_each(at + k * kBlockRows, [](const uint8_t* p) { return fp8_to_float<I>(load_bytes(p)); });
+    else
+        return load_each(at + (k + I) * info(F).block_bytes * kBlockRows, [](const uint8_t* p) {
+            if constexpr (F == Format::f32) return load(reinterpret_cast<const float*>(p));
+            if constexpr (F == Format::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
+            return load_bf16(reinterpret_cast<const uint16_t*>(p));
+        });
 }
 
-// The 8 rows' scales behind `count` columns of f8_e4m3.
-inline F32x8 fp8_scale(const uint8_t* at, size_t count) {
-    return load(reinterpret_cast<const float*>(at + ceil_div(count, 4) * 4 * kBlockRows));
+// The rows' scales behind `count` columns of f8_e4m3.
+template <size_t N>
+inline Floats<N> fp8_scale(Places<N> at, size_t count) {
+    return load_each(at + ceil_div(count, 4) * 4 * kBlockRows,
+                     [](const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); });
 }
 
 // Calls body(first, count) for runs of `step` columns; the last one may be shorter.
@@ -113,116 +138,128 @@ inline void for_runs(size_t cols, size_t step, Body body) {
 
 // ---- few tokens: straight from the tiles
 
-// The next bytes of a stream of weights. Reading past the end of a weight is harmless: a prefetch never faults.
-template <size_t Bytes>
-inline void prefetch_ahead(const uint8_t* p) {
-    for (size_t i = 0; i < Bytes; i += 64) prefetch(p + kPrefetchBytes + i);
+// The next bytes of N streams of weights, `ahead` of their place. Reading past the end of a weight is harmless: a
+// prefetch never faults.
+template <size_t Bytes, size_t N>
+FINBACK_INLINE void prefetch_ahead(Places<N> p, size_t ahead) {
+    for (const uint8_t* at : p.at)
+        for (size_t i = 0; i < Bytes; i += 64) prefetch(at + ahead + i);
+}
+// How far ahead at `offset` of row blocks of which `count` are read side by side: what follows a block in memory is its
+// neighbour, which is being read too.
+inline size_t prefetch_distance(size_t offset, size_t block_bytes, size_t count) {
+    return kPrefetchBytes + (offset + kPrefetchBytes < block_bytes ? 0 : (count - 1) * block_bytes);
 }
 
-template <Format F, int R, int T>
-void stream_integers(const uint8_t* const (&blocks)[R], size_t cols, const Tokens<T>& tokens, Sums<R, T>& sums) {
+template <Format F, size_t N, int T>
+FINBACK_INLINE void stream_integers(Places<N> tile, size_t cols, const Tokens<T>& tokens, Sums<N, T>& sums) {
     constexpr size_t groups = info(F).block_cols / kGroupCols;
-    const uint8_t* tile[R];
-    for (int r = 0; r < R; ++r) tile[r] = blocks[r];
+    const size_t block_bytes = row_block_bytes(F, cols);
     size_t at = 0;
-    for (size_t col = 0; col < cols; col += info(F).block_cols) {
-        TileScales<F> shared[R];
-        FINBACK_UNROLL(2)
-        for (int r = 0; r < R; ++r) read_scales<F>(tile[r], shared[r]);
+    for (size_t offset = 0; offset < block_bytes; offset += tile_bytes(F)) {
+        const size_t ahead = prefetch_distance(offset, block_bytes, N);
+        TileScales<F, N> shared;
+        read_scales<F, N>(tile, shared);
         for (size_t g = 0; g < groups; ++g, ++at) {
-            Group<F> group[R];
-            const Group<F>* w[R];
-            FINBACK_UNROLL(2)
-            for (int r = 0; r < R; ++r) {
-                prefetch_ahead<tile_bytes(F) / groups>(tile[r] + g * (tile_bytes(F) / groups));
-                unpack_group<F>(tile[r], shared[r], g, group[r]);
-                w[r] = &group[r];
-            }
-            const Activation* a[T];
-            FINBACK_UNROLL(4)
-            for (int t = 0; t < T; ++t) a[t] = tokens.groups[t] + at;
-            add_group<F, R, T>(w, a, 0, sums);
+            prefetch_ahead<tile_bytes(F) / groups>(tile + g * (tile_bytes(F) / groups), ahead);
+            Group<F, N> group;
+            unpack_group<F, N>(tile, shared, g, group);
+            add_group<F, N, T>(group, tokens.groups, at, sums);
         }
-        for (int r = 0; r < R; ++r) tile[r] += tile_bytes(F);
+        tile = tile + tile_bytes(F);
     }
 }
 
-template <Format F, int I, int R, int T>
-inline void stream_column(const uint8_t* const (&at)[R], const float* const (&x)[T], size_t k, Sums<R, T>& sum) {
-    F32x8 w[R];
+// A float format has one chain of additions for each vector and token: R vectors of N row blocks hide each other's
+// latency.
+template <Format F, int I, int R, size_t N, int T>
+inline void stream_column(const Places<N> (&at)[R], const float* const (&x)[T], size_t k, Sums<N, T> (&sums)[R]) {
+    Floats<N> w[R];
     FINBACK_UNROLL(4)
     for (int r = 0; r < R; ++r) w[r] = column<F, I>(at[r], k);
-    FINBACK_UNROLL(4)
+    FINBACK_UNROLL(8)
     for (int t = 0; t < T; ++t) {
-        const F32x8 value = set1(x[t][k + I]);
+        const Floats<N> value = set1<N>(x[t][k + I]);
         FINBACK_UNROLL(4)
-        for (int r = 0; r < R; ++r) sum.at[r][t] = fma(w[r], value, sum.at[r][t]);
+        for (int r = 0; r < R; ++r) sums[r].at[t] = fma(w[r], value, sums[r].at[t]);
     }
 }
 
-template <Format F, int R, int T>
-inline void stream_columns(const uint8_t* const (&at)[R], const float* const (&x)[T], size_t count, Sums<R, T>& sums) {
-    Sums<R, T> sum = sums;
+template <Format F, int R, size_t N, int T>
+inline void stream_columns(const Places<N> (&at)[R], const float* const (&x)[T], size_t count, size_t ahead,
+                           Sums<N, T> (&sums)[R]) {
+    constexpr size_t bytes = info(F).block_bytes * kBlockRows;
     size_t k = 0;
     for (; k + 4 <= count; k += 4) {
         FINBACK_UNROLL(4)
-        for (int r = 0; r < R; ++r)
-            prefetch_ahead<4 * info(F).block_bytes * kBlockRows>(at[r] + k * info(F).block_bytes * kBlockRows);
-        stream_column<F, 0, R, T>(at, x, k, sum);
-        stream_column<F, 1, R, T>(at, x, k, sum);
-        stream_column<F, 2, R, T>(at, x, k, sum);
-        stream_column<F, 3, R, T>(at, x, k, sum);
+        for (int r = 0; r < R; ++r) prefetch_ahead<4 * bytes>(at[r] + k * bytes, ahead);
+        stream_column<F, 0>(at, x, k, sums);
+        stream_column<F, 1>(at, x, k, sums);
+        stream_column<F, 2>(at, x, k, sums);
+        stream_column<F, 3>(at, x, k, sums);
     }
-    if (k < count) stream_column<F, 0, R, T>(at, x, k, sum);
-    if (k + 1 < count) stream_column<F, 1, R, T>(at, x, k, sum);
-    if (k + 2 < count) stream_column<F, 2, R, T>(at, x, k, sum);
-    sums = sum;
+    if (k < count) stream_column<F, 0>(at, x, k, sums);
+    if (k + 1 < count) stream_column<F, 1>(at, x, k, sums);
+    if (k + 2 < count) stream_column<F, 2>(at, x, k, sums);
 }
 
-template <Format F, int R, int T>
-void stream_floats(const uint8_t* const (&blocks)[R], size_t cols, const Tokens<T>& tokens, Sums<R, T>& sums) {
+template <Format F, int R, size_t N, int T>
+void stream_floats(const Places<N> (&blocks)[R], size_t cols, const Tokens<T>& tokens, Sums<N, T> (&sums)[R]) {
     for_runs(cols, kFloatPanelCols, [&](size_t first, size_t count) {
-        const uint8_t* at[R];
+        Places<N> at[R];
         const float* x[T];
         for (int r = 0; r < R; ++r) at[r] = columns_at<F>(blocks[r], first);
         for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
+        const size_t offset = static_cast<size_t>(at[0].at[0] - blocks[0].at[0]);
+        const size_t ahead = prefetch_distance(offset, row_block_bytes(F, cols), R * N);
         if constexpr (F == Format::f8_e4m3) {
-            Sums<R, T> part{};
-            stream_columns<F, R, T>(at, x, count, part);
-            scale_into<R, T>(part, [&](int r) { return fp8_scale(at[r], count); }, sums);
+            Sums<N, T> part[R] = {};
+            stream_columns<F>(at, x, count, ahead, part);
+            for (int r = 0; r < R; ++r) scale_into(part[r], fp8_scale(at[r], count), sums[r]);
         } else {
-            stream_columns<F, R, T>(at, x, count, sums);
+            stream_columns<F>(at, x, count, ahead, sums);
         }
     });
 }
 
-// R row blocks (those at `end` and beyond repeat the last one) by up to T tokens (missing ones repeat the last one).
-template <Format F, int R, int T>
-void stream_blocks(const Job& job, size_t block, size_t end) {
-    const uint8_t* blocks[R];
-    for (size_t r = 0; r < R; ++r) blocks[r] = job.tiles(block + r < end ? block + r : end - 1);
+template <Format F, int T>
+void stream_tokens(const Job& job, size_t end) {
     const Tokens<T> tokens = job.tokens<T, is_integer(F)>(0, job.in.n);
-    Sums<R, T> sums{};
-    if constexpr (is_integer(F))
-        stream_integers<F, R, T>(blocks, job.weight.cols, tokens, sums);
-    else
-        stream_floats<F, R, T>(blocks, job.weight.cols, tokens, sums);
-    for (size_t r = 0; r < R && block + r < end; ++r)
-        for (size_t t = 0; t < T && t < job.in.n; ++t) store_sum(job, block + r, t, sums.at[r][t]);
+    if constexpr (is_integer(F)) {
+        constexpr size_t n =
+            T <= 2 ? 1 : 2;  // one stream of weights is read faster than two, two share the activations
+        for (size_t block = job.first; block < end; block += n) {
+            Sums<n, T> sums{};
+            stream_integers<F, n, T>(job.places<n>(block, end), job.weight.cols, tokens, sums);
+            store_tile(job, block, end, sums);
+        }
+    } else {
+        constexpr size_t n = T <= 2 ? 1 : 2;
+        constexpr int vectors = T <= 2 ? 4 : 1;
+        for (size_t block = job.first; block < end; block += n * vectors) {
+            Places<n> places[vectors];
+            for (size_t r = 0; r < vectors; ++r) places[r] = job.places<n>(block + n * r, end);
+            Sums<n, T> sums[vectors] = {};
+            stream_floats<F>(places, job.weight.cols, tokens, sums);
+            for (size_t r = 0; r < vectors; ++r) store_tile(job, block + n * r, end, sums[r]);
+        }
+    }
 }
 
 template <Format F>
 void stream(const Job& job, size_t end) {
-    // A float format has one chain of additions per row block and token: several of them hide each other's latency.
-    constexpr size_t one = is_integer(F) ? 1 : 4, two = is_integer(F) ? 2 : 4;
-    if (job.in.n == 1)
-        for (size_t block = job.first; block < end; block += one) stream_blocks<F, one, 1>(job, block, end);
-    else if (job.in.n == 2)
-        for (size_t block = job.first; block < end; block += two) stream_blocks<F, two, 2>(job, block, end);
-    else if (job.in.n == 3)
-        for (size_t block = job.first; block < end; block += 2) stream_blocks<F, 2, 3>(job, block, end);
-    else
-        for (size_t block = job.first; block < end; block += 2) stream_blocks<F, 2, 4>(job, block, end);
+    switch (job.in.n) {
+        case 1:
+            return stream_tokens<F, 1>(job, end);
+        case 2:
+            return stream_tokens<F, 2>(job, end);
+        case 3:
+            return stream_tokens<F, 3>(job, end);
+        case 4:
+            return stream_tokens<F, 4>(job, end);
+        default:
+            return stream_tokens<F, kTileTokens>(job, end);
+    }
 }
 
 // ---- many tokens: panels of two row blocks
@@ -230,36 +267,34 @@ void stream(const Job& job, size_t end) {
 template <Format F>
 struct IntegerPanel {
     static constexpr size_t kCols = kIntegerPanelCols;
-    Group<F> groups[kCols / kGroupCols];
+    Group<F, 2> groups[kCols / kGroupCols];
 
-    void load(const uint8_t* tiles, size_t first, size_t count) {
+    void load(Places<2> tiles, size_t first, size_t count) {
         constexpr size_t per_tile = info(F).block_cols / kGroupCols;
-        const uint8_t* tile = tiles + first / info(F).block_cols * tile_bytes(F);
-        for (size_t g = 0; g < count / kGroupCols; g += per_tile, tile += tile_bytes(F)) {
-            TileScales<F> shared;
-            read_scales<F>(tile, shared);
-            for (size_t i = 0; i < per_tile; ++i) unpack_group<F>(tile, shared, i, groups[g + i]);
+        Places<2> tile = tiles + first / info(F).block_cols * tile_bytes(F);
+        for (size_t g = 0; g < count / kGroupCols; g += per_tile, tile = tile + tile_bytes(F)) {
+            TileScales<F, 2> shared;
+            read_scales<F, 2>(tile, shared);
+            for (size_t i = 0; i < per_tile; ++i) unpack_group<F, 2>(tile, shared, i, groups[g + i]);
         }
     }
 
     template <int T>
-    static void multiply(const IntegerPanel (&panel)[2], const Tokens<T>& tokens, size_t first, size_t count,
-                         Sums<2, T>& sums) {
-        const Group<F>* w[2] = {panel[0].groups, panel[1].groups};
+    void multiply(const Tokens<T>& tokens, size_t first, size_t count, Sums<2, T>& sums) const {
         const Activation* a[T];
         for (int t = 0; t < T; ++t) a[t] = tokens.groups[t] + first / kGroupCols;
-        for (size_t g = 0; g < count / kGroupCols; ++g) add_group<F, 2, T>(w, a, g, sums);
+        for (size_t g = 0; g < count / kGroupCols; ++g) add_group<F, 2, T>(groups[g], a, g, sums);
     }
 };
 
 template <Format F>
 struct FloatPanel {
     static constexpr size_t kCols = kFloatPanelCols;
-    F32x8 columns[kCols];
-    F32x8 scale;
+    F32x16 columns[kCols];
+    F32x16 scale;
 
-    void load(const uint8_t* tiles, size_t first, size_t count) {
-        const uint8_t* at = columns_at<F>(tiles, first);
+    void load(Places<2> tiles, size_t first, size_t count) {
+        const Places<2> at = columns_at<F>(tiles, first);
         size_t k = 0;
         for (; k + 4 <= count; k += 4) {
             columns[k] = column<F, 0>(at, k);
@@ -274,17 +309,15 @@ struct FloatPanel {
     }
 
     template <int T>
-    static void multiply(const FloatPanel (&panel)[2], const Tokens<T>& tokens, size_t first, size_t count,
-                         Sums<2, T>& sums) {
-        const F32x8* w[2] = {panel[0].columns, panel[1].columns};
+    void multiply(const Tokens<T>& tokens, size_t first, size_t count, Sums<2, T>& sums) const {
         const float* x[T];
         for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
         if constexpr (F == Format::f8_e4m3) {
             Sums<2, T> part{};
-            add_columns<2, T>(w, x, count, part);
-            scale_into<2, T>(part, [&](int r) { return panel[r].scale; }, sums);
+            add_columns<2, T>(columns, x, count, part);
+            scale_into(part, scale, sums);
         } else {
-            add_columns<2, T>(w, x, count, sums);
+            add_columns<2, T>(columns, x, count, sums);
         }
     }
 };
@@ -298,7 +331,7 @@ struct Upcoming {
     size_t bytes = 0;
 
     // The share of step `step` of `steps`.
-    void prefetch_share(size_t step, size_t steps) const {
+    FINBACK_INLINE void prefetch_share(size_t step, size_t steps) const {
         const size_t lines = ceil_div(bytes, 64);
         for (const uint8_t* p : at)
             for (size_t i = lines * step / steps; i < lines * (step + 1) / steps; ++i) prefetch(p + 64 * i);
@@ -324,52 +357,50 @@ Upcoming upcoming(const Job& job, size_t block, size_t end, size_t next) {
     return coming;
 }
 
-// Sums of two row blocks for a block of tokens.
-struct Waiting {
-    F32x8 sums[kTokenBlock][2];
-};
-
 template <Format F, int T>
-void multiply_tile(const Panel<F> (&panel)[2], const Tokens<T>& tokens, size_t first, size_t count,
-                   F32x8 (*waiting)[2]) {
+FINBACK_INLINE void multiply_tile(const Panel<F>& panel, const Tokens<T>& tokens, size_t first, size_t count,
+                                  F32x16* waiting) {
     Sums<2, T> sums;
-    for (int r = 0; r < 2; ++r)
-        for (int t = 0; t < T; ++t) sums.at[r][t] = first == 0 ? zero() : waiting[t][r];
-    Panel<F>::template multiply<T>(panel, tokens, first, count, sums);
-    for (int r = 0; r < 2; ++r)
-        for (int t = 0; t < T; ++t) waiting[t][r] = sums.at[r][t];
+    FINBACK_UNROLL(8)
+    for (int t = 0; t < T; ++t) sums.at[t] = taken(waiting[t]);
+    panel.template multiply<T>(tokens, first, count, sums);
+    FINBACK_UNROLL(8)
+    for (int t = 0; t < T; ++t) waiting[t] = taken(sums.at[t]);
 }
 
-// Tokens [begin, begin + count) over columns [first, first + cols): four at a time, the last four padded.
+// Tokens [begin, begin + count) over columns [first, first + cols): a tile at a time, the last one padded.
 template <Format F>
-void multiply_panel(const Panel<F> (&panel)[2], const Job& job, size_t begin, size_t count, size_t first, size_t cols,
-                    const Upcoming& coming, Waiting& waiting) {
-    for (size_t t = 0; t < count; t += 4) {
-        coming.prefetch_share(t / 4, ceil_div(count, 4));
-        const size_t left = count - t;
-        if (left <= 2)
-            multiply_tile<F, 2>(panel, job.tokens<2, is_integer(F)>(begin + t, left), first, cols, waiting.sums + t);
+void multiply_panel(const Panel<F>& panel, const Job& job, size_t begin, size_t count, size_t first, size_t cols,
+                    const Upcoming& coming, F32x16* waiting) {
+    const auto tile = [&]<int T>(std::integral_constant<int, T>, size_t t) {
+        multiply_tile<F, T>(panel, job.tokens<T, is_integer(F)>(begin + t, count - t), first, cols, waiting + t);
+    };
+    for (size_t t = 0; t < count; t += kTileTokens) {
+        coming.prefetch_share(t / kTileTokens, ceil_div(count, kTileTokens));
+        if (count - t <= 2)
+            tile(std::integral_constant<int, 2>{}, t);
+        else if (count - t <= 4)
+            tile(std::integral_constant<int, 4>{}, t);
         else
-            multiply_tile<F, 4>(panel, job.tokens<4, is_integer(F)>(begin + t, left), first, cols, waiting.sums + t);
+            tile(std::integral_constant<int, kTileTokens>{}, t);
     }
 }
 
 template <Format F>
 void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, size_t tokens) {
-    const size_t blocks = end - block < 2 ? 1 : 2;
-    Panel<F> panel[2];
-    Waiting waiting;
+    const Places<2> places = job.places<2>(block, end);
+    Panel<F> panel;
+    F32x16 waiting[kTokenBlock] = {};
     for_runs(job.weight.cols, Panel<F>::kCols, [&](size_t first, size_t cols) {
-        for (size_t r = 0; r < 2; ++r) panel[r].load(job.tiles(block + (r < blocks ? r : 0)), first, cols);
+        panel.load(places, first, cols);
         multiply_panel<F>(panel, job, begin, tokens, first, cols, upcoming<F>(job, block, end, first + cols), waiting);
     });
-    for (size_t t = 0; t < tokens; ++t)
-        for (size_t r = 0; r < blocks; ++r) store_sum(job, block + r, begin + t, waiting.sums[t][r]);
+    for (size_t t = 0; t < tokens; ++t) store_sums<2>(job, block, end, begin + t, waiting[t]);
 }
 
 template <Format F>
 void multiply(const Job& job, size_t end) {
-    if (job.in.n <= 4) {
+    if (job.in.n <= kTileTokens) {
         stream<F>(job, end);
         return;
     }

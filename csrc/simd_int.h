@@ -36,7 +36,7 @@ inline void store_bytes(void* p, I8x32 a) { _mm256_storeu_si256(static_cast<__m2
 inline I8x32 broadcast_quad(const void* p) {
     return {_mm256_castps_si256(_mm256_broadcast_ss(static_cast<const float*>(p)))};
 }
-inline I16x16 broadcast_pair(const int16_t* p) { return {broadcast_quad(p).v}; }
+inline I16x16 as_words(I8x32 a) { return {a.v}; }
 inline I16x16 set1_i16(int16_t x) { return {_mm256_set1_epi16(x)}; }
 inline I8x32 set1_byte(uint8_t x) { return {_mm256_set1_epi8(static_cast<char>(x))}; }
 // (byte >> Shift) & Mask for each byte. Mask must drop the bits that come from the neighbouring byte.
@@ -96,6 +96,10 @@ inline I32x8 shift_mask(I32x8 a) {
 template <int Shift>
 inline I32x8 shift_left(I32x8 a) {
     return {_mm256_slli_epi32(a.v, Shift)};
+}
+template <int Shift>
+inline I32x8 shift_right(I32x8 a) {
+    return {_mm256_srai_epi32(a.v, Shift)};
 }
 inline I32x8 operator|(I32x8 a, I32x8 b) { return {_mm256_or_si256(a.v, b.v)}; }
 inline I32x8 set1_i32(int x) { return {_mm256_set1_epi32(x)}; }
@@ -165,8 +169,10 @@ inline I8x32 broadcast_quad(const void* p) {
     std::memcpy(quad, p, sizeof quad);
     return lanes_of<I8x32>([&](int i) { return quad[i % 4]; });
 }
-inline I16x16 broadcast_pair(const int16_t* p) {
-    return lanes_of<I16x16>([&](int i) { return p[i % 2]; });
+inline I16x16 as_words(I8x32 a) {
+    I16x16 words;
+    std::memcpy(words.v, a.v, sizeof words.v);
+    return words;
 }
 inline I8x32 set1_byte(uint8_t x) {
     return lanes_of<I8x32>([&](int) { return x; });
@@ -250,6 +256,10 @@ template <int Shift>
 inline I32x8 shift_left(I32x8 a) {
     return lanes_of<I32x8>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << Shift); });
 }
+template <int Shift>
+inline I32x8 shift_right(I32x8 a) {
+    return lanes_of<I32x8>([&](int i) { return a.v[i] >> Shift; });
+}
 inline I32x8 operator|(I32x8 a, I32x8 b) {
     return lanes_of<I32x8>([&](int i) { return a.v[i] | b.v[i]; });
 }
@@ -296,25 +306,8 @@ inline int32_t max_lane(I32x8 a) {
 
 #endif
 
-// A running sum of unsigned codes x signed activations, per row: 32-bit with VNNI, else two 16-bit sums, of bytes 0, 1
-// and of bytes 2, 3 of the quads, which wrap modulo 2^16. Only their last value has to fit.
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-using Partial = I32x8;
-inline Partial start_at(I16x16 pair) { return dot_pairs(pair, set1_i16(1)); }
-inline Partial add_dot(Partial sum, I8x32 u, I8x32 s) { return {_mm256_dpbusd_epi32(sum.v, u.v, s.v)}; }
-inline I32x8 total(Partial sum) { return sum; }
-// Times one factor per row, given as (f, f) word pairs.
-inline I32x8 total(Partial sum, I16x16 factors) {
-    return {_mm256_mullo_epi32(sum.v, _mm256_srai_epi32(factors.v, 16))};
-}
-#else
-using Partial = I16x16;
-inline Partial start_at(I16x16 pair) { return pair; }
-inline Partial add_dot(Partial sum, I8x32 u, I8x32 s) { return settled(sum + dot_pairs(u, s)); }
-inline I32x8 total(Partial sum) { return dot_pairs(sum, set1_i16(1)); }
-inline I32x8 total(Partial sum, I16x16 factors) { return dot_pairs(sum, factors); }
-#endif
-
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+// Into the second-level cache: the first level can wait for only a few lines at a time. Always inlined, and so must be
+// who calls it for nothing else: GCC drops calls of functions that only prefetch.
+[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace finback::FINBACK_NAMESPACE
