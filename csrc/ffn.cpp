@@ -12,9 +12,9 @@
 namespace finback::FINBACK_NAMESPACE {
 namespace {
 
-constexpr size_t kTokenBlock = 64;   // tokens whose gate and up values wait in the cache for each other
+constexpr size_t kTokenBlock = 128;  // tokens whose gate and up values wait in the cache for each other
 constexpr size_t kHiddenChunk = 64;  // hidden columns per item; a multiple of a group
-constexpr size_t kOutChunk = 32;     // output columns per item
+constexpr size_t kOutChunk = 64;     // output columns per item
 
 // The hidden rows of some slots, in the form that the down weights take.
 struct Hidden {

@@ -11,7 +11,8 @@
 namespace finback::FINBACK_NAMESPACE {
 namespace {
 
-constexpr size_t kTokenBlock = 64;         // tokens whose sums wait between two panels
+constexpr size_t kTokenBlock = 128;        // tokens whose sums wait between two panels
+constexpr size_t kPanelPairs = 4;          // pairs of row blocks that take turns over the same columns
 constexpr size_t kIntegerPanelCols = 512;  // 16 groups: two row blocks unpack to 10 .. 14 KiB
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
 constexpr size_t kPrefetchBytes = 4096;    // how far ahead of its use a stream of weights is asked for
@@ -338,21 +339,15 @@ struct Upcoming {
     }
 };
 
-// What the next panel reads: the same row blocks' next columns, or the next row blocks' first ones.
+// What a panel of row blocks `block`, `block` + 1 and the columns from `first` on reads.
 template <Format F>
-Upcoming upcoming(const Job& job, size_t block, size_t end, size_t next) {
+Upcoming upcoming(const Job& job, size_t block, size_t end, size_t first) {
     Upcoming coming;
-    if (next >= job.weight.cols) {
-        next = 0;
-        block += 2;
-    }
-    if (block >= end) return coming;
-    const size_t left = job.weight.cols - next;
+    if (block >= end || first >= job.weight.cols) return coming;
+    const size_t left = job.weight.cols - first;
     const size_t cols = left < Panel<F>::kCols ? left : Panel<F>::kCols;
-    for (size_t r = 0; r < 2; ++r) {
-        const uint8_t* tiles = job.tiles(block + r < end ? block + r : block);
-        coming.at[r] = tiles + next / info(F).block_cols * tile_bytes(F);
-    }
+    const Places<2> places = job.places<2>(block, end);
+    for (size_t r = 0; r < 2; ++r) coming.at[r] = places.at[r] + first / info(F).block_cols * tile_bytes(F);
     coming.bytes = cols / info(F).block_cols * tile_bytes(F);
     return coming;
 }
@@ -386,16 +381,25 @@ void multiply_panel(const Panel<F>& panel, const Job& job, size_t begin, size_t 
     }
 }
 
+// Row blocks [block, end), at most kPanelPairs pairs, by some tokens. Pairs take turns over the same columns, so that
+// the tokens' activations there stay in the second-level cache.
 template <Format F>
 void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, size_t tokens) {
-    const Places<2> places = job.places<2>(block, end);
     Panel<F> panel;
-    F32x16 waiting[kTokenBlock] = {};
+    F32x16 waiting[kPanelPairs][kTokenBlock];
+    const size_t pairs = ceil_div(end - block, 2);
+    for (size_t pair = 0; pair < pairs; ++pair)
+        for (size_t t = 0; t < kTokenBlock; ++t) waiting[pair][t] = zero<2>();
     for_runs(job.weight.cols, Panel<F>::kCols, [&](size_t first, size_t cols) {
-        panel.load(places, first, cols);
-        multiply_panel<F>(panel, job, begin, tokens, first, cols, upcoming<F>(job, block, end, first + cols), waiting);
+        for (size_t pair = 0; pair < pairs; ++pair) {
+            panel.load(job.places<2>(block + 2 * pair, end), first, cols);
+            const Upcoming next = pair + 1 < pairs ? upcoming<F>(job, block + 2 * (pair + 1), end, first)
+                                                   : upcoming<F>(job, block, end, first + cols);
+            multiply_panel<F>(panel, job, begin, tokens, first, cols, next, waiting[pair]);
+        }
     });
-    for (size_t t = 0; t < tokens; ++t) store_sums<2>(job, block, end, begin + t, waiting[t]);
+    for (size_t pair = 0; pair < pairs; ++pair)
+        for (size_t t = 0; t < tokens; ++t) store_sums<2>(job, block + 2 * pair, end, begin + t, waiting[pair][t]);
 }
 
 template <Format F>
@@ -404,9 +408,11 @@ void multiply(const Job& job, size_t end) {
         stream<F>(job, end);
         return;
     }
+    constexpr size_t step = 2 * kPanelPairs;
     for (size_t begin = 0; begin < job.in.n; begin += kTokenBlock) {
         const size_t tokens = job.in.n - begin < kTokenBlock ? job.in.n - begin : kTokenBlock;
-        for (size_t block = job.first; block < end; block += 2) multiply_blocks<F>(job, block, end, begin, tokens);
+        for (size_t block = job.first; block < end; block += step)
+            multiply_blocks<F>(job, block, end - block < step ? end : block + step, begin, tokens);
     }
 }
 
