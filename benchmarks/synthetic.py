@@ -1,6 +1,8 @@
-"""Writes synthetic models: a published model's geometry, random weights of sane size, in a chosen format, as GGUF.
+"""Writes synthetic models: a published model's geometry, random weights of sane size, in a chosen format, as GGUF or as
+a safetensors folder.
 
     python -m benchmarks.synthetic v2-lite q4_0 /tmp/v2-lite-q4_0.gguf
+    python -m benchmarks.synthetic qwen-1.5b fp8 /tmp/qwen-1.5b-fp8
 
 Speed depends on shapes and formats, not on values, so these files stand for the published ones where those cannot be
 had. They are written by the ``gguf`` package (the extra ``parity``), so that every engine that reads GGUF accepts them.
@@ -10,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import gguf
@@ -251,11 +254,8 @@ def _write_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
     writer.add_add_bos_token(False)
 
 
-def write(geometry: str, recipe: str, path: str, *, layers: int | None = None, seed: int = 1) -> None:
-    """Write a synthetic model; ``layers`` shortens it."""
-    g = GEOMETRIES[geometry]
-    if layers is not None:
-        g = Geometry(**{**g.__dict__, "layers": layers})
+def write(g: Geometry, recipe: str, path: str, *, seed: int = 1) -> None:
+    """Write a synthetic model as GGUF."""
     writer = gguf.GGUFWriter(path, g.arch)
     _write_metadata(writer, g)
     rng = np.random.default_rng(seed)
@@ -276,13 +276,24 @@ def write(geometry: str, recipe: str, path: str, *, layers: int | None = None, s
 
 def main() -> None:
     """Command line: geometry, recipe, path."""
+    from benchmarks import synthetic_hf
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("geometry", choices=GEOMETRIES)
-    parser.add_argument("recipe", choices=["q4_0", "q4_1", "q8_0", "q4_k_m", "bf16", "mxfp4"])
-    parser.add_argument("path")
+    parser.add_argument("recipe", choices=["q4_0", "q4_1", "q8_0", "q4_k_m", "bf16", "mxfp4", "fp8"])
+    parser.add_argument("path", help="a name that ends in .gguf, or a folder (bf16 and fp8) for safetensors")
     parser.add_argument("--layers", type=int, help="write fewer layers than the published model has")
     arguments = parser.parse_args()
-    write(arguments.geometry, arguments.recipe, arguments.path, layers=arguments.layers)
+    as_gguf = arguments.path.endswith(".gguf")
+    if arguments.recipe == "fp8" if as_gguf else arguments.recipe not in ("bf16", "fp8"):
+        parser.error(f"{arguments.recipe} is written to {'a folder' if as_gguf else 'a name that ends in .gguf'}")
+    g = GEOMETRIES[arguments.geometry]
+    if arguments.layers is not None:
+        g = replace(g, layers=arguments.layers)
+    if as_gguf:
+        write(g, arguments.recipe, arguments.path)
+    else:
+        synthetic_hf.write(g, arguments.recipe, Path(arguments.path))
 
 
 if __name__ == "__main__":
