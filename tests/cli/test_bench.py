@@ -124,3 +124,10 @@ def test_bytes_of_a_step(tmp_path: Path) -> None:
     routed = 2 * 3 * 8 * 32 * 64 * 4  # layers, matrices, experts, width, hidden, bytes
     chosen = experts.step_bytes(1, 0) - (experts.step_bytes(10**6, 0) - routed)
     assert chosen == pytest.approx(routed * 3 / 8)
+
+
+def test_a_server_is_measured_by_a_command_below(cli: Cli) -> None:
+    assert "--trace" in cli("bench", "serve", "--help", status=0).out
+    message, hint = cli("bench", "serve", "--url", "http://127.0.0.1:9/v1", status=1).error
+    assert "127.0.0.1:9" in message
+    assert "finback serve" in str(hint)

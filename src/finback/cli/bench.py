@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finback.cli import options
+from finback.cli import bench_serve, options
 from finback.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -55,17 +55,19 @@ class Load:
 
 
 class DefaultCommand(click.Group):
-    """A group whose first command is meant when none is named."""
+    """A group whose command `model` is meant when none is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Name the command if the first argument does not."""
-        first = next(iter(self.commands))
-        return super().parse_args(ctx, args if args and args[0] in self.commands else [first, *args])
+        return super().parse_args(ctx, args if args and args[0] in self.commands else ["model", *args])
 
 
 @click.group(cls=DefaultCommand)
 def bench() -> None:
     """Measure a model's speed; `bench serve`: a server's."""
+
+
+bench.add_command(bench_serve.serve)
 
 
 @bench.command("model")
