@@ -14,7 +14,6 @@ namespace {
 
 constexpr size_t kTokenBlock = 128;  // tokens whose gate and up values wait in the cache for each other
 constexpr size_t kHiddenChunk = 64;  // hidden columns per item; a multiple of a group
-constexpr size_t kOutChunk = 64;     // output columns per item
 
 // The hidden rows of some slots, in the form that the down weights take.
 struct Hidden {
@@ -49,7 +48,8 @@ struct Hidden {
 
 struct Work {
     const FfnCall& call;
-    size_t slots;  // n * k
+    size_t slots;      // n * k
+    size_t out_chunk;  // output columns per item
     ExpertPlan plan;
     Rows rows;
     Hidden routed, shared;
@@ -57,6 +57,8 @@ struct Work {
     size_t thread_floats;
 };
 
+// Long stretches of a weight, yet enough items to balance the threads.
+size_t out_chunk_of(size_t rows, int threads) { return rows < 64 * 8 * static_cast<size_t>(threads) ? 32 : 64; }
 size_t hidden_items(const GatedWeights* w) { return w == nullptr ? 0 : ceil_div(w->gate.rows, kHiddenChunk); }
 
 // silu(gate) * up of one token's columns [0, count), into the hidden row at `first`.
@@ -149,11 +151,11 @@ void combine(const Work& work, size_t token, size_t first, size_t width, const f
     for (size_t i = 0; i < width; ++i) out[i] = call.add != nullptr ? call.add[token * hidden + first + i] : 0.0f;
     for (size_t j = 0; j < call.chosen; ++j) {
         const size_t choice = token * call.chosen + j;
-        const float* y = memory + static_cast<size_t>(work.plan.slot_of_choice[choice]) * kOutChunk;
+        const float* y = memory + static_cast<size_t>(work.plan.slot_of_choice[choice]) * work.out_chunk;
         for (size_t i = 0; i < width; ++i) out[i] = fma1(call.weights[choice], y[i], out[i]);
     }
     if (call.shared == nullptr) return;
-    const float* y = memory + (work.slots + token) * kOutChunk;
+    const float* y = memory + (work.slots + token) * work.out_chunk;
     for (size_t i = 0; i < width; ++i) out[i] += y[i];
 }
 
@@ -162,24 +164,24 @@ size_t down_runs(const Work& work) { return work.plan.run_count + (work.call.sha
 Run down_run(const Work& work, size_t i) { return i < work.plan.run_count ? routed_run(work, i) : shared_run(work); }
 
 void down_item(const Work& work, size_t chunk, size_t after, size_t rows, float* memory) {
-    const size_t first = chunk * kOutChunk;
-    const size_t width = rows - first < kOutChunk ? rows - first : kOutChunk;
+    const size_t first = chunk * work.out_chunk;
+    const size_t width = rows - first < work.out_chunk ? rows - first : work.out_chunk;
     const size_t block = first / kBlockRows, end = row_blocks(first + width), runs = down_runs(work);
     for (size_t i = 0; i < runs; ++i) {
         const bool last = i + 1 == runs;
         const Run run = down_run(work, i), next = down_run(work, last ? 0 : i + 1);
-        if (!last || after * kOutChunk < rows)
-            expect(next.weights.down, next.expert, last ? after * kOutChunk / kBlockRows : block);
+        if (!last || after * work.out_chunk < rows)
+            expect(next.weights.down, next.expert, last ? after * work.out_chunk / kBlockRows : block);
         const size_t slot = (i < work.plan.run_count ? 0 : work.slots) + run.first_slot;
         product(run.weights.down, run.expert, block, end, run.hidden.rows(run.first_slot, run.count),
-                {memory + slot * kOutChunk, kOutChunk, nullptr, nullptr, 0});
+                {memory + slot * work.out_chunk, work.out_chunk, nullptr, nullptr, 0});
     }
     for (size_t token = 0; token < work.call.n; ++token) combine(work, token, first, width, memory);
 }
 
 void down_phase(Team& team, const Work& work, float* memory) {
     const size_t rows = (work.call.shared != nullptr ? work.call.shared : work.call.routed)->down.rows;
-    const size_t items = ceil_div(rows, kOutChunk);
+    const size_t items = ceil_div(rows, work.out_chunk);
     for_claimed(team, items, [&](size_t item, size_t after) { down_item(work, item, after, rows, memory); });
 }
 
@@ -204,11 +206,13 @@ void run_phases(const Work& work, int threads) {
 void ffn(const FfnCall& call) {
     if (call.n == 0) return;
     const size_t cols = (call.shared != nullptr ? call.shared : call.routed)->gate.cols;
-    Work work{call, call.n * call.chosen, {}, {call.x, call.n, cols, cols, call.norm}, {}, {}, nullptr, 0};
+    const size_t hidden = (call.shared != nullptr ? call.shared : call.routed)->down.rows;
+    const size_t slots = call.n * call.chosen, out_chunk = out_chunk_of(hidden, thread_count());
+    Work work{call, slots, out_chunk, {}, {call.x, call.n, cols, cols, call.norm}, {}, {}, nullptr, 0};
     const size_t experts = call.routed != nullptr ? call.routed->gate.experts : 0;
     const bool quantized = needs_groups(call.routed) || needs_groups(call.shared);
     const size_t most_runs = experts < work.slots ? experts : work.slots;
-    const size_t chunk_floats = (work.slots + call.n) * kOutChunk, block_floats = 2 * kTokenBlock * kHiddenChunk;
+    const size_t chunk_floats = (work.slots + call.n) * work.out_chunk, block_floats = 2 * kTokenBlock * kHiddenChunk;
     work.thread_floats = chunk_floats > block_floats ? chunk_floats : block_floats;
     const int threads =
         threads_for(multiply_adds(call.routed, work.slots) + multiply_adds(call.shared, call.n), thread_count());
