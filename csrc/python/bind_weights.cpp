@@ -377,7 +377,8 @@ double int8_rate(double seconds) {
         const auto start = std::chrono::steady_clock::now();
         parallel_for(static_cast<int>(threads), threads,
                      [&](size_t i) { sums[8 * i] += kernels().gemm.multiply_bytes(rounds); });
-        best = std::max(best, static_cast<double>(threads * rounds * kernels().gemm.bytes_per_round) / seconds_since(start));
+        best = std::max(best,
+                        static_cast<double>(threads * rounds * kernels().gemm.bytes_per_round) / seconds_since(start));
     }
     return sums[0] == ~uint64_t{0} ? 0.0 : best;
 }
