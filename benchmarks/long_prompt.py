@@ -2,8 +2,9 @@
 
     python -m benchmarks.long_prompt MODEL [--answers 8] [--prompt 4000]
 
-Some answers run; their times between tokens are taken alone, and while one more request reads a long prompt. Prints one
-CSV row: mean and percentiles of both, their ratio, and how long the prompt took beside the answers and by itself.
+Some answers run; their times between tokens are taken alone, while one more request reads a long prompt, and alone
+again, since what they attend to has grown meanwhile. Prints one CSV row: means and percentiles, the ratios to the time
+before and to the middle of before and after, and how long the prompt took beside the answers and by itself.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Stopwatch:
 
 
 def measure(engine: Engine, answers: int, prompt: int, seed: int) -> dict[str, float]:
-    """Both phases, then the prompt by itself."""
+    """The three phases, then the prompt by itself."""
     drawn = random.Random(seed)
 
     def tokens(count: int) -> list[int]:
@@ -57,11 +58,16 @@ def measure(engine: Engine, answers: int, prompt: int, seed: int) -> dict[str, f
     for i, name in enumerate(names):
         engine.add(name, tokens(DEPTH), SamplingParams(seed=i, ignore_eos=True))
     watch.run(lambda: all(len(watch.times[name]) >= 10 for name in names))
-    count = len(watch.times[names[0]]) + ALONE
-    alone = watch.gaps_ms(names, watch.run(lambda: len(watch.times[names[0]]) >= count))
+
+    def alone() -> list[float]:
+        count = len(watch.times[names[0]]) + ALONE
+        return watch.gaps_ms(names, watch.run(lambda: len(watch.times[names[0]]) >= count))
+
+    before = alone()
     engine.add("prompt", tokens(prompt), SamplingParams(max_tokens=1))
     span = watch.run(lambda: bool(watch.times["prompt"]))
     beside = watch.gaps_ms(names, span)
+    after = alone()
     for name in names:
         engine.abort(name)
     engine.add("by itself", tokens(prompt), SamplingParams(max_tokens=1))
@@ -69,11 +75,13 @@ def measure(engine: Engine, answers: int, prompt: int, seed: int) -> dict[str, f
     return {
         "answers": answers,
         "prompt": prompt,
-        "alone_mean_ms": statistics.mean(alone),
-        "alone_p95_ms": alone[int(len(alone) * 0.95)],
+        "before_mean_ms": statistics.mean(before),
+        "before_p95_ms": before[int(len(before) * 0.95)],
         "beside_mean_ms": statistics.mean(beside),
         "beside_p95_ms": beside[int(len(beside) * 0.95)],
-        "ratio_of_means": statistics.mean(beside) / statistics.mean(alone),
+        "after_mean_ms": statistics.mean(after),
+        "ratio_to_before": statistics.mean(beside) / statistics.mean(before),
+        "ratio_to_middle": 2 * statistics.mean(beside) / (statistics.mean(before) + statistics.mean(after)),
         "prompt_beside_s": span[1] - span[0],
         "prompt_by_itself_s": itself[1] - itself[0],
     }
