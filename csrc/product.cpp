@@ -1,9 +1,8 @@
 // See product.h.
 //
-// Few tokens stream the weights: unpack a group, multiply, go on; memory is the limit. More tokens than a register tile
-// takes share the unpacking: a panel of two row blocks and some columns is unpacked into the first-level cache, then
-// all tokens go over it, a tile at a time. Sums wait in memory between panels, in float32, so cutting the columns
-// changes no result.
+// Few tokens stream the weights: unpack a group, multiply, go on; memory is the limit. More tokens share the unpacking:
+// a panel of two row blocks and some columns is unpacked into the first-level cache, then all tokens go over it, a tile
+// at a time. Sums wait in memory between panels, in float32, so cutting the columns changes no result.
 #include "product.h"
 
 #include "micro.h"
@@ -15,7 +14,8 @@ constexpr size_t kTokenBlock = 128;        // tokens whose sums wait between two
 constexpr size_t kPanelPairs = 4;          // pairs of row blocks that take turns over the same columns
 constexpr size_t kIntegerPanelCols = 512;  // 16 groups: two row blocks unpack to 10 .. 14 KiB
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
-constexpr size_t kPrefetchBytes = 4096;    // how far ahead of its use a stream of weights is asked for
+constexpr size_t kStreamedTokens = kTileTokens == 8 ? 16 : 4;  // unpacking twice costs less than a panel
+constexpr size_t kPrefetchBytes = 4096;  // how far ahead of its use a stream of weights is asked for
 
 // The inputs of a register tile.
 template <int T>
@@ -95,9 +95,10 @@ void store_sums(const Job& job, size_t block, size_t end, size_t token, Floats<N
     }
 }
 
+// Tokens begin .. begin + count - 1 of a tile.
 template <size_t N, int T>
-void store_tile(const Job& job, size_t block, size_t end, const Sums<N, T>& sums) {
-    for (size_t t = 0; t < T && t < job.in.n; ++t) store_sums<N>(job, block, end, t, sums.at[t]);
+void store_tile(const Job& job, size_t block, size_t end, size_t begin, size_t count, const Sums<N, T>& sums) {
+    for (size_t t = 0; t < T && t < count; ++t) store_sums<N>(job, block, end, begin + t, sums.at[t]);
 }
 
 // ---- columns of float formats
@@ -224,42 +225,43 @@ void stream_floats(const Places<N> (&blocks)[R], size_t cols, const Tokens<T>& t
 }
 
 template <Format F, int T>
-void stream_tokens(const Job& job, size_t end) {
-    const Tokens<T> tokens = job.tokens<T, is_integer(F)>(0, job.in.n);
+void stream_tokens(const Job& job, size_t first, size_t end, size_t begin, size_t count) {
+    const Tokens<T> tokens = job.tokens<T, is_integer(F)>(begin, count);
     if constexpr (is_integer(F)) {
         constexpr size_t n =
             T <= 2 ? 1 : 2;  // one stream of weights is read faster than two, two share the activations
-        for (size_t block = job.first; block < end; block += n) {
+        for (size_t block = first; block < end; block += n) {
             Sums<n, T> sums{};
             stream_integers<F, n, T>(job.places<n>(block, end), job.weight.cols, tokens, sums);
-            store_tile(job, block, end, sums);
+            store_tile(job, block, end, begin, count, sums);
         }
     } else {
         constexpr size_t n = T <= 2 ? 1 : 2;
         constexpr int vectors = T <= 2 ? 4 : 1;
-        for (size_t block = job.first; block < end; block += n * vectors) {
+        for (size_t block = first; block < end; block += n * vectors) {
             Places<n> places[vectors];
             for (size_t r = 0; r < vectors; ++r) places[r] = job.places<n>(block + n * r, end);
             Sums<n, T> sums[vectors] = {};
             stream_floats<F>(places, job.weight.cols, tokens, sums);
-            for (size_t r = 0; r < vectors; ++r) store_tile(job, block + n * r, end, sums[r]);
+            for (size_t r = 0; r < vectors; ++r) store_tile(job, block + n * r, end, begin, count, sums[r]);
         }
     }
 }
 
+// Row blocks [first, end) by tokens begin .. begin + count - 1, of which a register tile has room for all.
 template <Format F>
-void stream(const Job& job, size_t end) {
-    switch (job.in.n) {
+void stream(const Job& job, size_t first, size_t end, size_t begin, size_t count) {
+    switch (count) {
         case 1:
-            return stream_tokens<F, 1>(job, end);
+            return stream_tokens<F, 1>(job, first, end, begin, count);
         case 2:
-            return stream_tokens<F, 2>(job, end);
+            return stream_tokens<F, 2>(job, first, end, begin, count);
         case 3:
-            return stream_tokens<F, 3>(job, end);
+            return stream_tokens<F, 3>(job, first, end, begin, count);
         case 4:
-            return stream_tokens<F, 4>(job, end);
+            return stream_tokens<F, 4>(job, first, end, begin, count);
         default:
-            return stream_tokens<F, kTileTokens>(job, end);
+            return stream_tokens<F, kTileTokens>(job, first, end, begin, count);
     }
 }
 
@@ -405,7 +407,14 @@ void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, siz
 template <Format F>
 void multiply(const Job& job, size_t end) {
     if (job.in.n <= kTileTokens) {
-        stream<F>(job, end);
+        stream<F>(job, job.first, end, 0, job.in.n);
+        return;
+    }
+    if (is_integer(F) && job.in.n <= kStreamedTokens) {
+        for (size_t block = job.first; block < end; block += 2)
+            for_runs(job.in.n, kTileTokens, [&](size_t begin, size_t count) {
+                stream<F>(job, block, end - block < 2 ? end : block + 2, begin, count);
+            });
         return;
     }
     constexpr size_t step = 2 * kPanelPairs;
