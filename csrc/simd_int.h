@@ -61,14 +61,9 @@ inline I8x32 flip_sign_bits(I8x32 a) { return {_mm256_xor_si256(a.v, _mm256_set1
 // a, -a or 0 as sign_of is positive, negative or 0.
 inline I8x32 with_sign(I8x32 a, I8x32 sign_of) { return {_mm256_sign_epi8(a.v, sign_of.v)}; }
 inline I16x16 operator+(I16x16 a, I16x16 b) { return {_mm256_add_epi16(a.v, b.v)}; }
-inline I16x16 operator-(I16x16 a, I16x16 b) { return {_mm256_sub_epi16(a.v, b.v)}; }
 template <int Shift>
 inline I16x16 shift_right(I16x16 a) {
     return {_mm256_srai_epi16(a.v, Shift)};
-}
-template <int Shift>
-inline I16x16 shift_left(I16x16 a) {
-    return {_mm256_slli_epi16(a.v, Shift)};
 }
 // Sums of neighbouring products, unsigned x signed; the caller's ranges exclude saturation.
 inline I16x16 dot_pairs(I8x32 u, I8x32 s) { return {_mm256_maddubs_epi16(u.v, s.v)}; }
@@ -200,20 +195,13 @@ inline I8x32 abs_bytes(I8x32 a) {
 inline I8x32 with_sign(I8x32 a, I8x32 sign_of) {
     return lanes_of<I8x32>([&](int i) { return sign_of.v[i] & 0x80 ? 256 - a.v[i] : sign_of.v[i] ? a.v[i] : 0; });
 }
-// Both wrap, as the vector instructions do.
+// Wraps, as the vector instruction does.
 inline I16x16 operator+(I16x16 a, I16x16 b) {
     return lanes_of<I16x16>([&](int i) { return static_cast<uint16_t>(a.v[i] + b.v[i]); });
-}
-inline I16x16 operator-(I16x16 a, I16x16 b) {
-    return lanes_of<I16x16>([&](int i) { return static_cast<uint16_t>(a.v[i] - b.v[i]); });
 }
 template <int Shift>
 inline I16x16 shift_right(I16x16 a) {
     return lanes_of<I16x16>([&](int i) { return a.v[i] >> Shift; });
-}
-template <int Shift>
-inline I16x16 shift_left(I16x16 a) {
-    return lanes_of<I16x16>([&](int i) { return static_cast<uint16_t>(a.v[i]) << Shift; });
 }
 template <class V>
 inline V settled(V a) {
