@@ -49,6 +49,7 @@ class Running:
     """A server that answers at ``url``; ``engine`` is the one behind it, ``home`` where its keys are."""
 
     url: str
+    server: Listener
     engine: Any
     app: Any
     home: Path
@@ -78,7 +79,7 @@ def serve(make_engine: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[
         assert server.started
         running.append((server, thread))
         port = server.servers[0].sockets[0].getsockname()[1]
-        return Running(f"http://127.0.0.1:{port}", engine, app, tmp_path, gate, served)
+        return Running(f"http://127.0.0.1:{port}", server, engine, app, tmp_path, gate, served)
 
     yield start
     for server, thread in running:

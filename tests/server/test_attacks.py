@@ -68,7 +68,10 @@ def is_well(running: Any) -> bool:
 
 
 def at_rest(running: Any) -> bool:
-    if not until(lambda: not running.engine.has_work and running.gate.active == 0 and all_closed(running.home)):
+    """Whether all is over soon: a reply to this call comes after whatever was sent before it has been taken in."""
+    httpx2.get(f"{running.url}/livez", timeout=10)
+    state, engine, gate = running.server.server_state, running.engine, running.gate
+    if not until(lambda: not (state.connections or engine.has_work or gate.active) and all_closed(running.home)):
         return False
     running.engine.check_integrity()
     return True

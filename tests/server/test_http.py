@@ -22,9 +22,9 @@ from finback.server.keys import KeyStore
 
 def until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.005)
-    return condition()
+    return found
 
 
 @pytest.fixture
