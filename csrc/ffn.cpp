@@ -57,6 +57,9 @@ struct Work {
     size_t thread_floats;
 };
 
+// The network whose shape stands for all: shared and routed experts have the same width outside.
+const GatedWeights& any_network(const FfnCall& call) { return call.shared != nullptr ? *call.shared : *call.routed; }
+
 // Long stretches of a weight, yet enough items to balance the threads.
 size_t out_chunk_of(size_t rows, int threads) { return rows < 64 * 8 * static_cast<size_t>(threads) ? 32 : 64; }
 size_t hidden_items(const GatedWeights* w) { return w == nullptr ? 0 : ceil_div(w->gate.rows, kHiddenChunk); }
@@ -146,7 +149,7 @@ void hidden_phase(Team& team, const Work& work, float* memory) {
 // One token's output columns [first, first + width): the fixed order of additions.
 void combine(const Work& work, size_t token, size_t first, size_t width, const float* memory) {
     const FfnCall& call = work.call;
-    const size_t hidden = (call.shared != nullptr ? call.shared : call.routed)->down.rows;
+    const size_t hidden = any_network(call).down.rows;
     float* out = call.out + token * hidden + first;
     for (size_t i = 0; i < width; ++i) out[i] = call.add != nullptr ? call.add[token * hidden + first + i] : 0.0f;
     for (size_t j = 0; j < call.chosen; ++j) {
@@ -180,7 +183,7 @@ void down_item(const Work& work, size_t chunk, size_t after, size_t rows, float*
 }
 
 void down_phase(Team& team, const Work& work, float* memory) {
-    const size_t rows = (work.call.shared != nullptr ? work.call.shared : work.call.routed)->down.rows;
+    const size_t rows = any_network(work.call).down.rows;
     const size_t items = ceil_div(rows, work.out_chunk);
     for_claimed(team, items, [&](size_t item, size_t after) { down_item(work, item, after, rows, memory); });
 }
@@ -205,8 +208,7 @@ void run_phases(const Work& work, int threads) {
 
 void ffn(const FfnCall& call) {
     if (call.n == 0) return;
-    const size_t cols = (call.shared != nullptr ? call.shared : call.routed)->gate.cols;
-    const size_t hidden = (call.shared != nullptr ? call.shared : call.routed)->down.rows;
+    const size_t cols = any_network(call).gate.cols, hidden = any_network(call).down.rows;
     const size_t slots = call.n * call.chosen, out_chunk = out_chunk_of(hidden, thread_count());
     Work work{call, slots, out_chunk, {}, {call.x, call.n, cols, cols, call.norm}, {}, {}, nullptr, 0};
     const size_t experts = call.routed != nullptr ? call.routed->gate.experts : 0;

@@ -1,4 +1,4 @@
-// Entry points of gemm.cpp and moe.cpp, one set per instruction set. Callers have checked every shape and id.
+// Entry points of gemm.cpp and ffn.cpp, one set per instruction set. Callers have checked every shape and id.
 #pragma once
 
 #include "dispatch_macros.h"

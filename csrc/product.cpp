@@ -226,17 +226,15 @@ void stream_floats(const Places<N> (&blocks)[R], size_t cols, const Tokens<T>& t
 
 template <Format F, int T>
 void stream_tokens(const Job& job, size_t first, size_t end, size_t begin, size_t count) {
+    constexpr size_t n = T <= 2 ? 1 : 2;  // one stream of weights is read faster than two, two share the activations
     const Tokens<T> tokens = job.tokens<T, is_integer(F)>(begin, count);
     if constexpr (is_integer(F)) {
-        constexpr size_t n =
-            T <= 2 ? 1 : 2;  // one stream of weights is read faster than two, two share the activations
         for (size_t block = first; block < end; block += n) {
             Sums<n, T> sums{};
             stream_integers<F, n, T>(job.places<n>(block, end), job.weight.cols, tokens, sums);
             store_tile(job, block, end, begin, count, sums);
         }
     } else {
-        constexpr size_t n = T <= 2 ? 1 : 2;
         constexpr int vectors = T <= 2 ? 4 : 1;
         for (size_t block = first; block < end; block += n * vectors) {
             Places<n> places[vectors];
@@ -390,8 +388,9 @@ void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, siz
     Panel<F> panel;
     F32x16 waiting[kPanelPairs][kTokenBlock];
     const size_t pairs = ceil_div(end - block, 2);
+    const size_t padded = ceil_div(tokens, kTileTokens) * kTileTokens;
     for (size_t pair = 0; pair < pairs; ++pair)
-        for (size_t t = 0; t < kTokenBlock; ++t) waiting[pair][t] = zero<2>();
+        for (size_t t = 0; t < padded; ++t) waiting[pair][t] = zero<2>();
     for_runs(job.weight.cols, Panel<F>::kCols, [&](size_t first, size_t cols) {
         for (size_t pair = 0; pair < pairs; ++pair) {
             panel.load(job.places<2>(block + 2 * pair, end), first, cols);
