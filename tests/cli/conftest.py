@@ -118,7 +118,7 @@ class BracketParser:
 
 
 class LineChat:
-    """One line per message; keeps what it was asked to render."""
+    """One line per message; keeps the last things that it was asked to render."""
 
     name = "lines"
     supports_thinking = True
@@ -133,6 +133,7 @@ class LineChat:
 
         self.asked.append([dict(message) for message in messages])
         self.thinking.append(options.get("thinking"))
+        del self.asked[:-100], self.thinking[:-100]  # a soak should see the server's memory alone
         lines = (f"{message.get('role', '')}: {message.get('content', '')}\n" for message in messages)
         return [Piece(line, trusted=True) for line in lines]
 
