@@ -104,17 +104,20 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def append_csv(path: Path, arguments: argparse.Namespace, medians: dict[str, dict[str, float]]) -> None:
     """One row for each engine, after a header if the file is new."""
+    from finback import kernels  # here, so that llama.cpp's turns load nothing of Finback
+
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(["date", "processor", "model", "threads", "prompt", "gen", "engine", "prefill_tokens_per_s",
-                             "decode_tokens_per_s", "peak_rss_bytes"])  # fmt: skip
+            writer.writerow(["date", "processor", "isa", "model", "threads", "prompt", "gen", "engine",
+                             "prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes"])  # fmt: skip
         for engine, figures in medians.items():
             shape = [arguments.threads, arguments.prompt, arguments.gen]
             speeds = [f"{figures['prefill']:.2f}", f"{figures['decode']:.2f}", int(figures["peak_rss_bytes"])]
-            writer.writerow([date.today(), processor(), Path(arguments.model).stem, *shape, engine, *speeds])
+            machine = [date.today(), processor(), kernels.isa()]
+            writer.writerow([*machine, Path(arguments.model).stem, *shape, engine, *speeds])
 
 
 def processor() -> str:
