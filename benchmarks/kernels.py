@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import processor
 from finback import hardware, kernels
 from finback.kernels import Matrix
 
@@ -120,7 +119,7 @@ def append_csv(path: Path, threads: int, measured: list[Line]) -> None:
             writer.writerow(["date", "processor", "isa", "threads", *(f.name for f in fields(Line))])
         for line in measured:
             cells = [f"{value:.4g}" if isinstance(value, float) else value for value in astuple(line)]
-            writer.writerow([date.today(), processor(), kernels.isa(), threads, *cells])
+            writer.writerow([date.today(), hardware.processor().model, kernels.isa(), threads, *cells])
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -104,7 +103,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def append_csv(path: Path, arguments: argparse.Namespace, medians: dict[str, dict[str, float]]) -> None:
     """One row for each engine, after a header if the file is new."""
-    from finback import kernels  # here, so that llama.cpp's turns load nothing of Finback
+    from finback import hardware, kernels  # here, so that llama.cpp's turns load nothing of Finback
 
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,17 +115,8 @@ def append_csv(path: Path, arguments: argparse.Namespace, medians: dict[str, dic
         for engine, figures in medians.items():
             shape = [arguments.threads, arguments.prompt, arguments.gen]
             speeds = [f"{figures['prefill']:.2f}", f"{figures['decode']:.2f}", int(figures["peak_rss_bytes"])]
-            machine = [date.today(), processor(), kernels.isa()]
+            machine = [date.today(), hardware.processor().model, kernels.isa()]
             writer.writerow([*machine, Path(arguments.model).stem, *shape, engine, *speeds])
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import httpx2
 import psutil
 from tests.server.fuzz import Generator, counted, own
 from tests.server.load import Seen, mixed_load
+from tests.server.test_http import until
 from tests.server.test_ledger import all_closed, check_seen, process, rows
 
 from finback.meter.sqlite import SqliteBooks
@@ -81,10 +82,7 @@ def leavers(home: Path, count: int) -> str:
     """Clients that all leave; the engine must come to rest with all its blocks."""
     with process(home, piece_s=0.001) as (server, url):
         asyncio.run(mixed_load(url, requests=count, at_once=AT_ONCE, seed=3, leaving=1.0))
-        deadline = time.monotonic() + 10
-        while not at_rest(url) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert at_rest(url)
+        assert until(lambda: at_rest(url), 10)
         assert all_closed(home)
         server.terminate()
         assert server.wait(30) == 0
@@ -111,10 +109,7 @@ def fuzz(home: Path, count: int) -> str:
     with process(home, piece_s=0.0) as (server, url), httpx2.Client(base_url=url, headers=boss) as client:
         document = client.get("/openapi.json").json()
         seen = asyncio.run(own(url, Generator(document, keys, seed=5), count))
-        deadline = time.monotonic() + 30
-        while not at_rest(url, boss) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert at_rest(url, boss)
+        assert until(lambda: at_rest(url, boss), 30)
         exposition = client.get("/metrics").text
         statuses = counted(exposition)
         assert max(statuses) < 500, statuses
