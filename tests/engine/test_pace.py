@@ -42,6 +42,13 @@ def test_the_time_of_a_step_is_guessed_from_smaller_ones() -> None:
     assert pace.seconds(20) == pytest.approx(0.2)
 
 
+def test_prompts_are_not_taken_to_cost_nothing_after_a_slow_first_step() -> None:
+    pace = Pace()
+    pace.note(1, 0, 0.04)
+    pace.note(1, LEAST_CHUNK, 0.03)
+    assert pace.allowance(1, 1) <= 2 * LEAST_CHUNK
+
+
 def test_steps_without_answers_teach_nothing() -> None:
     pace = Pace()
     pace.note(0, 512, 1.0)

@@ -56,6 +56,8 @@ def test_metrics_agree_with_the_ledger(serve: Callable[..., Any]) -> None:
     count = found["finback_time_to_first_token_seconds_count"]
     assert count == sum(row["first_token_ms"] is not None for row in booked)
     assert found['finback_time_to_first_token_seconds_bucket{le="+Inf"}'] == count
+    assert found["finback_queue_time_seconds_count"] == count
+    assert 0 <= found["finback_queue_time_seconds_sum"] <= found["finback_time_to_first_token_seconds_sum"]
     assert found["finback_time_per_output_token_seconds_count"] > 0
     assert found['finback_http_requests_total{route="none",status="404"}'] == 1
     done = [one for one in seen if one.acknowledged]

@@ -57,6 +57,7 @@ class _Running:
     sampler: Sampler
     answer: Answer
     stop_ids: frozenset[int]
+    started: float | None = None  # when its computing began, of the monotonic clock
 
 
 class Engine:
@@ -213,6 +214,8 @@ class Engine:
         prompt = sum(work.stop - work.start for work in plan) - answers
         self._count(plan)
         for work in plan:
+            running = self._running[work.request.id]
+            running.started = running.started or began
             mine, logits = np.split(logits, [work.num_choices])
             if len(mine):
                 told.append(self._advance(work, mine))
@@ -294,7 +297,7 @@ class Engine:
     def _advance(self, work: Work, logits: NDArray[np.float32]) -> StepOutput:
         """Choose a request's next tokens, as long as the drafts were right, and tell them."""
         running = self._running[work.request.id]
-        output, reason = StepOutput(work.request.id), None
+        output, reason = StepOutput(work.request.id, started=running.started), None
         for row, draft in zip(logits, (*work.drafts, None), strict=True):
             try:
                 token, logprob = running.sampler.choose(row, work.request.tokens)

@@ -18,7 +18,8 @@ LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for 
 SMOOTHING = 0.3  # weight of the newest measurement
 STALE_STEPS = 50  # after so many steps with prompts, one without them is timed again
 EXACT = 16  # steps of up to so many tokens of answers are timed each by itself
-MOST_DEBT = 32.0  # steps of answers that prompts can owe: one slow step does not keep them out for long
+MOST_DEBT = 32.0  # steps of answers that prompts can owe
+SURPRISE = 2.0  # times what prompts are known to add that they are taken to have added, at most
 UNKNOWN_ROW = 0.3  # what a row more is taken to cost, as a part of a row's time, before it was ever timed
 
 
@@ -28,7 +29,8 @@ class Pace:
     def __init__(self, least_chunk: int = LEAST_CHUNK) -> None:
         self._least_chunk = least_chunk
         self._answer_s: dict[int, float] = {}  # steps without prompts: size class -> time for each of its tokens
-        self._prompt_s: float | None = None  # what a prompt token adds
+        self._prompts_s = 0.0  # time that prompts have added to steps; the newest counts most
+        self._prompts = 0.0  # tokens of those prompts, counted likewise
         self._share = SHARE
         self._debt_s = 0.0  # time beyond their share that prompts have taken
         self._since_alone = 0
@@ -44,9 +46,9 @@ class Pace:
         self._share = max(SHARE, claimed)
         if self._debt_s > alone * self._share / 2:
             return 0
-        if self._prompt_s is None:
+        if not self._prompts:
             return self._least_chunk
-        return max(self._least_chunk, int(alone * self._share / self._prompt_s))
+        return max(self._least_chunk, int(alone * self._share * self._prompts / self._prompts_s))
 
     def seconds(self, answers: int) -> float:
         """What a step of ``answers`` tokens of answers takes, without prompts: measured, else guessed from fewer."""
@@ -70,12 +72,23 @@ class Pace:
             known = self._answer_s[size] = _smooth(known, seconds / answers)
             self._since_alone = 0
         alone = known * answers
-        added = seconds - alone
-        if prompt:
-            self._prompt_s = _smooth(self._prompt_s, max(added, alone / 1000) / prompt)
-            self._since_alone += 1
+        added = self._learned(prompt, seconds - alone, known) if prompt else 0.0
         self._debt_s = min(max(0.0, self._debt_s + added - self._share * alone), MOST_DEBT * alone)
         self._disturbed = prompt > 0
+
+    def _learned(self, prompt: int, added: float, answer_s: float) -> float:
+        """What of the time that a step took longer than without prompts is theirs; large chunks teach most.
+
+        Far more than what is known of prompts is something else that took the processor.
+        """
+        if not self._prompts:
+            self._prompts, self._prompts_s = self._least_chunk, UNKNOWN_ROW * answer_s * self._least_chunk
+        expected = self._prompts_s / self._prompts * max(prompt, self._least_chunk)
+        added = min(max(added, answer_s / 1000), SURPRISE * expected)
+        self._prompts_s = (1 - SMOOTHING) * self._prompts_s + added
+        self._prompts = (1 - SMOOTHING) * self._prompts + prompt
+        self._since_alone += 1
+        return added
 
 
 def _size_class(answers: int) -> int:

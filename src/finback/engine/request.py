@@ -187,4 +187,5 @@ class StepOutput(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] | None = None  # one per token when asked for
     finish_reason: FinishReason | None = None
     usage: Usage | None = None  # with finish_reason
+    started: float | None = None  # when its computing began, of the monotonic clock
     error: EngineError | None = None  # with finish_reason "error"

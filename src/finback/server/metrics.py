@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from finback.engine.stats import EngineStats
 from finback.meter.ledger import Entry
 
-_FIRST_TOKEN_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 _PER_TOKEN_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -47,7 +47,8 @@ class Metrics:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._tokens: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
-        self._first_token = Histogram(_FIRST_TOKEN_S)
+        self._queued = Histogram(_WAIT_S)
+        self._first_token = Histogram(_WAIT_S)
         self._per_token = Histogram(_PER_TOKEN_S)
         self.unbooked = 0  # requests that could not be put into the ledger
 
@@ -55,12 +56,14 @@ class Metrics:
         """Count a response; status 0: the client was gone before there was one."""
         self._requests[route, status or 499] += 1
 
-    def answered(self, entry: Entry, per_token_s: Sequence[float]) -> None:
+    def answered(self, entry: Entry, queued_s: float | None, per_token_s: Sequence[float]) -> None:
         """Count a request that the engine has done its last work for; ``per_token_s``: of each of its answers."""
         for kind in ("prompt", "cached", "reasoning", "output"):
             self._tokens[kind] += getattr(entry, f"{kind}_tokens")
         for reason in str(entry.finish_reason).split(","):
             self._reasons[reason] += 1
+        if queued_s is not None:
+            self._queued.observe(queued_s)
         if entry.first_token_ms is not None:
             self._first_token.observe((entry.first_token_ms - entry.arrived_ms) / 1000)
         for seconds in per_token_s:
@@ -110,6 +113,8 @@ class Metrics:
             yield f'finback_answers_total{{finish_reason="{reason}"}} {count}'
 
     def _histograms(self) -> Iterator[str]:
+        yield from _head("queue_time_seconds", "histogram", "From a request's arrival until it was first computed.")
+        yield from self._queued.samples("finback_queue_time_seconds")
         yield from _head("time_to_first_token_seconds", "histogram", "From a request's arrival to its first token.")
         yield from self._first_token.samples("finback_time_to_first_token_seconds")
         yield from _head("time_per_output_token_seconds", "histogram", "After the first token, the mean of an answer.")

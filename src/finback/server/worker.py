@@ -75,14 +75,15 @@ class Stream:
         self.job = job
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.usage = Usage(len(job.prompt), 0)
-        self.first_token_at: float | None = None  # of the monotonic clock
+        self.started_at: float | None = None  # of the monotonic clock, as the other moments
+        self.first_token_at: float | None = None
         self.ended_at: float | None = None
         self.finish_reason: str | None = None
 
     def count(self, output: StepOutput) -> None:
         """Note what the engine tells. The counts are final once it has told how the job ended."""
         if output.tokens and self.first_token_at is None:
-            self.first_token_at = time.monotonic()
+            self.started_at, self.first_token_at = output.started, time.monotonic()
         written = self.usage.completion_tokens + len(output.tokens)
         self.usage = output.usage or self.usage._replace(completion_tokens=written)
         if output.finish_reason is not None and not self.ended.done():
