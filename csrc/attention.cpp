@@ -6,11 +6,13 @@
 // rows are grouped into blocks, which thread takes which chunk, and where the cache keeps a position are free choices.
 //
 // Rows that share keys are computed together: a tile of keys is widened to float32 once and then meets all rows of the
-// block in register tiles of 3 rows x 4 keys (scores) and 3 rows x 4 vectors (weighted sum of values).
+// block in register tiles of 3 rows x 4 keys (scores) and 3 rows x 4 vectors (weighted sum of values), on 512-bit
+// registers of 6 rows x 8 keys, of which two lie side by side, and 6 rows x 8 vectors. Every row's additions are the
+// same.
 #include "attention.h"
 
 #include "scratch.h"
-#include "simd.h"
+#include "simd_pair.h"
 #include "thread_pool.h"
 
 namespace finback::FINBACK_NAMESPACE {
@@ -39,6 +41,13 @@ inline F32x8 load8(const float* p) { return load(p); }
 inline F32x8 load8(const F16* p) { return load_f16(&p->bits); }
 inline F32x8 load8(const BF16* p) { return load_bf16(&p->bits); }
 
+// What a register holds.
+using Wide = Floats<kWide>;
+constexpr int64_t kWideLanes = kWide * kLanes;
+inline Wide load_wide(const float* p) { return load_wide_f32(p); }
+inline Wide load_wide(const F16* p) { return load_wide_f16(&p->bits); }
+inline Wide load_wide(const BF16* p) { return load_wide_bf16(&p->bits); }
+
 constexpr float kLargestF16 = 65504.0f;
 constexpr float kLargestBF16 = 3.38953139e38f;
 
@@ -51,12 +60,27 @@ inline void store8(BF16* p, F32x8 x) { store_bf16(&p->bits, saturate(x, kLargest
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
+template <class T>
+inline void store_as(T* p, F32x8 x) {
+    store8(p, x);
+}
+template <class T>
+inline void store_as(T* p, F32x16 x) {
+    if constexpr (kWide == 2 && std::is_same_v<T, float>) {
+        store(p, x);
+    } else {
+        store8(p, lower(x));
+        store8(p + kLanes, upper(x));
+    }
+}
+
 // Converts n elements; `to` may be written up to the end of its last whole vector only if `pad` (with zeros).
 template <bool pad, class From, class To>
 void convert(const From* from, int64_t n, To* to) {
     int64_t i = 0;
     // Unrolled, because so short a loop takes twice the time where it happens to cross a line of code.
 #pragma GCC unroll 4
+    for (; i + kWideLanes <= n; i += kWideLanes) store_as(to + i, load_wide(from + i));
     for (; i + kLanes <= n; i += kLanes) store8(to + i, load8(from + i));
     if (i == n) return;
     From in[kLanes] = {};
@@ -239,10 +263,17 @@ struct Number {
     static constexpr int value = n;
 };
 
-// Cuts rows [0, n) into groups of 3, 2 and 1 for the register tiles. The grouping changes no value.
+constexpr int kKeys = 4 * static_cast<int>(kWide);  // of the register tile of several rows
+
+// Cuts rows [0, n) into groups of up to 3 for the register tiles, up to 6 where the registers are wide. The grouping
+// changes no value.
 template <class Body>
 void for_row_groups(int n, Body body) {
     int row = 0;
+    if constexpr (kWide == 2) {
+        for (; n - row >= 9 || n - row == 6; row += 6) body(row, Number<6>{});
+        for (; n - row >= 7 || n - row == 4; row += 4) body(row, Number<4>{});
+    }
     for (; n - row >= 5 || n - row == 3; row += 3) body(row, Number<3>{});
     for (; n - row >= 2; row += 2) body(row, Number<2>{});
     if (row < n) body(row, Number<1>{});
@@ -263,58 +294,81 @@ inline void fetch(const T* p, int64_t n) {
     for (int64_t i = 0; i < n * static_cast<int64_t>(sizeof(T)); i += kCacheLine) __builtin_prefetch(bytes + i, 0, 2);
 }
 
-// scores[r][j] = q[r] . keys[j] for R rows and C keys; each product is summed in eight lanes over ascending
-// d.
+// Eight elements of a key, or of two keys side by side.
+template <class T>
+inline Wide load_keys(const T* const* keys, int64_t d) {
+    if constexpr (kWide == 1)
+        return load8(keys[0] + d);
+    else
+        return join(load8(keys[0] + d), load8(keys[1] + d));
+}
+
+// scores[r][j] = q[r] . keys[j] for R rows and C registers of keys; each product is summed in eight lanes over
+// ascending d.
 template <int R, int C, class T>
 inline void score_tile(const float* q, int64_t q_stride, const T* const* keys, int64_t dim, float* scores) {
-    F32x8 acc[R][C];
-#pragma GCC unroll 3
+    constexpr int width = kWide;
+    Wide acc[R][C];
+#pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) acc[r][c] = zero();
+        for (int c = 0; c < C; ++c) acc[r][c] = zero<kWide>();
     for (int64_t d = 0; d < dim; d += kLanes) {
-        F32x8 rows[R];
-#pragma GCC unroll 3
-        for (int r = 0; r < R; ++r) rows[r] = load(q + r * q_stride + d);
+        Wide rows[R];
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) rows[r] = repeat(load(q + r * q_stride + d));
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
-            const F32x8 key = load8(keys[c] + d);
-#pragma GCC unroll 3
+            const Wide key = load_keys(keys + c * width, d);
+#pragma GCC unroll 6
             for (int r = 0; r < R; ++r) acc[r][c] = fma(rows[r], key, acc[r][c]);
         }
     }
 #pragma GCC unroll 2
     for (int c = 0; c < C; c += 4) {
-        if constexpr (R >= 2) sum4_pair(&acc[0][c], &acc[1][c], scores + c, scores + kTile + c);
-        if constexpr (R != 2) sum4(&acc[R - 1][c], scores + (R - 1) * kTile + c);
+        float* to = scores + c * width;
+#pragma GCC unroll 3
+        for (int r = 0; r + 2 <= R; r += 2) sum4_pair(&acc[r][c], &acc[r + 1][c], to + r * kTile, to + (r + 1) * kTile);
+        if constexpr (R % 2 == 1) sum4(&acc[R - 1][c], to + (R - 1) * kTile);
     }
 }
 
-// acc[r][..] = acc[r][..] * alpha[r] + sum over j of weights[r][j] * values[j][..], j ascending, for R rows, C vectors.
-template <int R, int C, class T>
+template <class Lanes, class T>
+inline Lanes load_as(const T* p) {
+    if constexpr (std::is_same_v<Lanes, F32x8>)
+        return load8(p);
+    else
+        return load_wide(p);
+}
+
+// acc[r][..] = acc[r][..] * alpha[r] + sum over j of weights[r][j] * values[j][..], j ascending, for R rows and C
+// registers of N vectors.
+template <int R, int C, size_t N, class T>
 inline void value_tile(const float* weights, const T* const* values, int count, int64_t offset, const float* alpha,
                        float* acc, int64_t acc_stride) {
-    F32x8 sums[R][C];
-#pragma GCC unroll 3
+    using Lanes = Floats<N>;
+    constexpr int64_t width = N * kLanes;
+    Lanes sums[R][C];
+#pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) sums[r][c] = load(acc + r * acc_stride + c * kLanes) * set1(alpha[r]);
+        for (int c = 0; c < C; ++c) sums[r][c] = load_as<Lanes>(acc + r * acc_stride + c * width) * set1<N>(alpha[r]);
     for (int j = 0; j < count; ++j) {
-        F32x8 w[R];
-#pragma GCC unroll 3
-        for (int r = 0; r < R; ++r) w[r] = set1(weights[r * kTile + j]);
+        Lanes w[R];
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) w[r] = set1<N>(weights[r * kTile + j]);
         const T* row = values[j] + offset;
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) {
-            const F32x8 value = load8(row + c * kLanes);
-#pragma GCC unroll 3
+            const auto value = load_as<Lanes>(row + c * width);
+#pragma GCC unroll 6
             for (int r = 0; r < R; ++r) sums[r][c] = fma(w[r], value, sums[r][c]);
         }
     }
-#pragma GCC unroll 3
+#pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) store(acc + r * acc_stride + c * kLanes, sums[r][c]);
+        for (int c = 0; c < C; ++c) store(acc + r * acc_stride + c * width, sums[r][c]);
 }
 
 // What sums relative to `old_max` are multiplied by when the largest score becomes `new_max`. The two shortcuts are
@@ -515,20 +569,19 @@ private:
     // Scores of keys that a row does not see are computed where its group needs them, and ignored.
     template <class T>
     void score_rows(const Rows<T>& tile, int count) {
-        const auto score = [&](int r, int j, auto rows, auto keys) {
-            score_tile<decltype(rows)::value, decltype(keys)::value>(q_ + r * k_pad_, k_pad_, tile.k + j, k_pad_,
-                                                                     scores_ + r * kTile + j);
+        const auto score = [&](int r, int j, auto rows, auto registers) {
+            score_tile<decltype(rows)::value, decltype(registers)::value>(q_ + r * k_pad_, k_pad_, tile.k + j, k_pad_,
+                                                                          scores_ + r * kTile + j);
         };
         for (int j = 0; j < count; j += kLanes) {
             fetch_ahead(j);
             if (rows_ == 1) {
-                score(0, j, Number<1>{}, Number<8>{});
+                score(0, j, Number<1>{}, Number<8 / kWide>{});
                 continue;
             }
             for_row_groups(rows_, [&](int r, auto rows) {
                 const int most = most_seen(r, decltype(rows)::value);
-                if (j < most) score(r, j, rows, Number<4>{});
-                if (j + 4 < most) score(r, j + 4, rows, Number<4>{});
+                for (int k = j; k < smaller(j + kLanes, most); k += kKeys) score(r, k, rows, Number<4>{});
             });
         }
     }
@@ -568,23 +621,23 @@ private:
 
     // Adds values of keys [first, count) to one panel of `R` rows; sums from before them shrink only with the first
     // keys.
-    template <int R, int C, class T>
+    template <int R, int C, size_t N, class T>
     void sum_panel(const Rows<T>& tile, int row, int first, int count, int64_t offset) {
-        static constexpr float kKeep[3] = {1.0f, 1.0f, 1.0f};
-        value_tile<R, C>(scores_ + row * kTile + first, tile.v + first, count - first, offset,
-                         first == 0 ? alpha_ + row : kKeep, acc_ + row * v_pad_ + offset, v_pad_);
+        static constexpr float kKeep[6] = {1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
+        value_tile<R, C, N>(scores_ + row * kTile + first, tile.v + first, count - first, offset,
+                            first == 0 ? alpha_ + row : kKeep, acc_ + row * v_pad_ + offset, v_pad_);
     }
 
     // One panel of all rows: groups go together as far as all of their rows see, and from there each row alone, which
     // is the same chain of additions.
-    template <int C, class T>
+    template <int C, size_t N, class T>
     void sum_panels(const Rows<T>& tile, int64_t offset) {
         for_row_groups(rows_, [&](int row, auto group) {
             constexpr int R = decltype(group)::value;
             const int together = least_seen(row, R);
-            if (together > 0) sum_panel<R, C>(tile, row, 0, together, offset);
+            if (together > 0) sum_panel<R, C, N>(tile, row, 0, together, offset);
             for (int r = row; r < row + R; ++r)
-                if (seen_[r] > together) sum_panel<1, C, T>(tile, r, together, seen_[r], offset);
+                if (seen_[r] > together) sum_panel<1, C, N>(tile, r, together, seen_[r], offset);
         });
     }
 
@@ -593,9 +646,10 @@ private:
     void sum_rows(const Rows<T>& tile) {
         int64_t offset = 0;
         if (rows_ == 1)
-            for (; offset + 8 * kLanes <= v_pad_; offset += 8 * kLanes) sum_panel<1, 8>(tile, 0, 0, seen_[0], offset);
-        for (; offset + 4 * kLanes <= v_pad_; offset += 4 * kLanes) sum_panels<4>(tile, offset);
-        for (; offset < v_pad_; offset += kLanes) sum_panels<1>(tile, offset);
+            for (; offset + 8 * kWideLanes <= v_pad_; offset += 8 * kWideLanes)
+                sum_panel<1, 8, kWide>(tile, 0, 0, seen_[0], offset);
+        for (; offset + 4 * kWideLanes <= v_pad_; offset += 4 * kWideLanes) sum_panels<4, kWide>(tile, offset);
+        for (; offset < v_pad_; offset += kLanes) sum_panels<1, 1>(tile, offset);
     }
 
     const Source& source_;

@@ -8,6 +8,7 @@ namespace finback::FINBACK_NAMESPACE {
 
 #if defined(__AVX512BW__) && defined(__AVX512DQ__)
 
+inline constexpr size_t kWide = 2;        // vectors of eight floats in one of the 32 registers
 inline constexpr size_t kTileTokens = 8;  // tokens whose sums over two row blocks stay in registers
 
 struct F32x16 {
@@ -37,6 +38,32 @@ inline I32x8 lower(I32x16 a) { return {_mm512_castsi512_si256(a.v)}; }
 inline I32x8 upper(I32x16 a) { return {_mm512_extracti64x4_epi64(a.v, 1)}; }
 inline F32x8 upper(F32x16 a) { return {_mm512_extractf32x8_ps(a.v, 1)}; }
 
+inline F32x16 repeat(F32x8 a) { return {_mm512_broadcast_f32x8(a.v)}; }
+inline F32x16 load_wide_f32(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F32x16 load_wide_f16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline F32x16 load_wide_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+inline void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
+// sum4_pair() for both halves: out_a gets the sums of a[0]'s lower and upper half, of a[1]'s, a[2]'s and a[3]'s.
+inline void sum4_pair(const F32x16* a, const F32x16* b, float* out_a, float* out_b) {
+    const auto fold = [](F32x16 x, F32x16 y) {
+        return _mm512_add_ps(_mm512_shuffle_f32x4(x.v, y.v, 0x88), _mm512_shuffle_f32x4(x.v, y.v, 0xdd));
+    };
+    const auto join = [](__m512 y0, __m512 y1) {
+        return _mm512_add_ps(_mm512_shuffle_ps(y0, y1, 0x44), _mm512_shuffle_ps(y0, y1, 0xee));
+    };
+    const __m512 of_a = join(fold(a[0], a[1]), fold(a[2], a[3])), of_b = join(fold(b[0], b[1]), fold(b[2], b[3]));
+    const __m512 sums = _mm512_add_ps(_mm512_shuffle_ps(of_a, of_b, 0x88), _mm512_shuffle_ps(of_a, of_b, 0xdd));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512 sorted = _mm512_permutexvar_ps(order, sums);
+    _mm256_storeu_ps(out_a, _mm512_castps512_ps256(sorted));
+    _mm256_storeu_ps(out_b, _mm512_extractf32x8_ps(sorted, 1));
+}
+inline void sum4(const F32x16* a, float* out) { sum4_pair(a, a, out, out); }
 inline F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
@@ -95,7 +122,13 @@ inline I8x64 broadcast_quad_twice(const void* p) {
 
 #else
 
+inline constexpr size_t kWide = 1;
 inline constexpr size_t kTileTokens = 4;
+
+inline F32x8 repeat(F32x8 a) { return a; }
+inline F32x8 load_wide_f32(const float* p) { return load(p); }
+inline F32x8 load_wide_f16(const uint16_t* p) { return load_f16(p); }
+inline F32x8 load_wide_bf16(const uint16_t* p) { return load_bf16(p); }
 
 template <class V>
 struct Twice {

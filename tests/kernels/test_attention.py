@@ -141,8 +141,11 @@ def test_no_tokens(isa: str, rng: np.random.Generator) -> None:
     assert case.run(slice(0, 0)).shape == (0, 4, 24)
 
 
-def test_close_to_scalar(rng: np.random.Generator) -> None:
-    case = Case(rng, (4, 2, 64, 64, 64), np.float16, [(0, 900)])
+@pytest.mark.parametrize("shape", [(9, 3, 64, 64, 64), (16, 1, 72, 72, 64)])
+def test_close_to_scalar_and_equal_on_vectors_of_any_width(
+    rng: np.random.Generator, shape: tuple[int, int, int, int, int]
+) -> None:
+    case = Case(rng, shape, np.float16, [(0, 900), *((1, position) for position in range(70))])
     results = []
     for name in kernels.available_isas():
         previous = kernels.select_isa(name)
@@ -150,6 +153,7 @@ def test_close_to_scalar(rng: np.random.Generator) -> None:
         kernels.select_isa(previous)
     for result in results[1:]:
         np.testing.assert_allclose(result, results[0], rtol=0, atol=TOLERANCE)
+        np.testing.assert_array_equal(result, results[1])
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [
