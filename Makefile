@@ -51,6 +51,10 @@ build/sanitize/site: $(SOURCES) $(VENV)/.check
 	rm -rf $@ && mkdir -p $@/finback
 	cp -rs $(abspath src/finback)/* $@/finback/
 	rm -f $@/finback/_native*.so && cp build/sanitize/_native*.so $@/finback/
+	@# An editable install finds itself before PYTHONPATH is looked at, unless its finder is taken out.
+	echo 'import sys; sys.meta_path = [f for f in sys.meta_path if not type(f).__module__.startswith("_editable_skbc")]' \
+	    > $@/sitecustomize.py
+	$(ASAN_ENV) $(PY) -c 'from finback import _native; assert "build/sanitize" in _native.__file__, _native.__file__'
 
 sanitize: build/sanitize/site  ## kernel tests under AddressSanitizer and UBSan (scalar build)
 	$(ASAN_ENV) $(PY) -m pytest -q tests/kernels -p no:cacheprovider
