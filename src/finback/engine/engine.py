@@ -218,7 +218,7 @@ class Engine:
             running.started = running.started or began
             mine, logits = np.split(logits, [work.num_choices])
             if len(mine):
-                told.append(self._advance(work, mine))
+                told.append(self._advance(running, work, mine))
             else:
                 self._scheduler.commit(work)
         self._pace.note(answers, prompt, time.monotonic() - began)
@@ -294,9 +294,8 @@ class Engine:
         self._prompt_tokens += sum(max(0, min(w.stop, w.request.num_prompt) - w.start) for w in plan)
         self._drafts += sum(len(w.drafts) for w in plan)
 
-    def _advance(self, work: Work, logits: NDArray[np.float32]) -> StepOutput:
+    def _advance(self, running: _Running, work: Work, logits: NDArray[np.float32]) -> StepOutput:
         """Choose a request's next tokens, as long as the drafts were right, and tell them."""
-        running = self._running[work.request.id]
         output, reason = StepOutput(work.request.id, started=running.started), None
         for row, draft in zip(logits, (*work.drafts, None), strict=True):
             try:

@@ -93,10 +93,10 @@ class Booking:
         )
 
     @property
-    def queued_s(self) -> float | None:
+    def queue_ms(self) -> int | None:
         """From its arrival until it was first computed; None while it has no token."""
-        started = [stream.started_at for stream in self.streams if stream.started_at is not None]
-        return min(started) - self._visit.arrived if started else None
+        started = min((s.started_at for s in self.streams if s.started_at is not None), default=None)
+        return None if started is None else self._visit.at_ms(started) - self._visit.arrived_ms
 
     def close(self) -> None:
         """Read no further: jobs that still run are aborted, and the request settles."""
@@ -124,8 +124,9 @@ class Booking:
                 status=max(STATUSES[reason] for reason in reasons),
             )
             per_token = [s.seconds_per_token for s in self.streams if s.seconds_per_token is not None]
-            self._desk.metrics.answered(closed, self.queued_s, per_token)
-            _note(closed, self.queued_s)
+            queue_ms = self.queue_ms
+            self._desk.metrics.answered(closed, queue_ms, per_token)
+            _note(closed, queue_ms)
             await asyncio.wrap_future(self._desk.ledger.put(closed))
         except LedgerError:
             self._desk.metrics.unbooked += 1
@@ -134,7 +135,7 @@ class Booking:
             self._visit.seat.leave()
 
 
-def _note(entry: Entry, queued_s: float | None) -> None:
+def _note(entry: Entry, queue_ms: int | None) -> None:
     first = None if entry.first_token_ms is None else entry.first_token_ms - entry.arrived_ms
     logs.note(
         "answer",
@@ -145,7 +146,7 @@ def _note(entry: Entry, queued_s: float | None) -> None:
         prompt_tokens=entry.prompt_tokens,
         cached_tokens=entry.cached_tokens,
         output_tokens=entry.output_tokens,
-        queue_ms=None if queued_s is None else round(queued_s * 1000),
+        queue_ms=queue_ms,
         first_token_ms=first,
         duration_ms=(entry.ended_ms or 0) - entry.arrived_ms,
     )

@@ -56,14 +56,17 @@ class Metrics:
         """Count a response; status 0: the client was gone before there was one."""
         self._requests[route, status or 499] += 1
 
-    def answered(self, entry: Entry, queued_s: float | None, per_token_s: Sequence[float]) -> None:
-        """Count a request that the engine has done its last work for; ``per_token_s``: of each of its answers."""
+    def answered(self, entry: Entry, queue_ms: int | None, per_token_s: Sequence[float]) -> None:
+        """Count a request that the engine has done its last work for; ``per_token_s``: of each of its answers.
+
+        ``queue_ms``: until it was first computed; None: it never was, or brought nothing.
+        """
         for kind in ("prompt", "cached", "reasoning", "output"):
             self._tokens[kind] += getattr(entry, f"{kind}_tokens")
         for reason in str(entry.finish_reason).split(","):
             self._reasons[reason] += 1
-        if queued_s is not None:
-            self._queued.observe(queued_s)
+        if queue_ms is not None:
+            self._queued.observe(queue_ms / 1000)
         if entry.first_token_ms is not None:
             self._first_token.observe((entry.first_token_ms - entry.arrived_ms) / 1000)
         for seconds in per_token_s:
