@@ -399,8 +399,10 @@ void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, siz
             multiply_panel<F>(panel, job, begin, tokens, first, cols, next, waiting[pair]);
         }
     });
-    for (size_t pair = 0; pair < pairs; ++pair)
-        for (size_t t = 0; t < tokens; ++t) store_sums<2>(job, block + 2 * pair, end, begin + t, waiting[pair][t]);
+    // A token's row at a time: the rows lie pages apart.
+    for (size_t t = 0; t < tokens; ++t)
+        for (size_t pair = 0; pair < pairs; ++pair)
+            store_sums<2>(job, block + 2 * pair, end, begin + t, waiting[pair][t]);
 }
 
 template <Format F>
