@@ -15,7 +15,7 @@ constexpr size_t kPanelPairs = 4;          // pairs of row blocks that take turn
 constexpr size_t kIntegerPanelCols = 512;  // 16 groups: two row blocks unpack to 10 .. 14 KiB
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
 constexpr size_t kStreamedTokens = kTileTokens == 8 ? 16 : 4;  // unpacking twice costs less than a panel
-constexpr size_t kPrefetchBytes = 4096;  // how far ahead of its use a stream of weights is asked for
+constexpr size_t kPrefetchBytes = 6144;  // how far ahead a stream of weights is asked for; multiples of 4096 are slower
 
 // The inputs of a register tile.
 template <int T>
