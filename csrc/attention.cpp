@@ -279,19 +279,11 @@ void for_row_groups(int n, Body body) {
     if (row < n) body(row, Number<1>{});
 }
 
-// Reads n elements for nothing but to have them in the cache.
+// Asks for n elements that will be needed soon. Always inlined, as prefetch() is.
 template <class T>
-inline void touch(const T* p, int64_t n) {
+[[gnu::always_inline]] inline void fetch(const T* p, int64_t n) {
     const auto* bytes = reinterpret_cast<const char*>(p);
-    for (int64_t i = 0; i < n * static_cast<int64_t>(sizeof(T)); i += kCacheLine)
-        static_cast<void>(*static_cast<const volatile char*>(bytes + i));
-}
-
-// Asks for n elements that will be needed soon.
-template <class T>
-inline void fetch(const T* p, int64_t n) {
-    const auto* bytes = reinterpret_cast<const char*>(p);
-    for (int64_t i = 0; i < n * static_cast<int64_t>(sizeof(T)); i += kCacheLine) __builtin_prefetch(bytes + i, 0, 2);
+    for (int64_t i = 0; i < n * static_cast<int64_t>(sizeof(T)); i += kCacheLine) prefetch(bytes + i);
 }
 
 // Eight elements of a key, or of two keys side by side.
@@ -435,17 +427,29 @@ void write_row(const Partial& total, int64_t value_dim, float* out) {
 // ---- blocks of rows
 // --------------------------------------------------------------------------------------------------
 
-// Tokens [first, last) that share keys, and one head: their rows are first * group .. last * group - 1 of that head.
+// Tokens [first, last) that share keys, and heads [head, head + heads) of these. Rows go by head, token and member of
+// the head's group.
 struct Block {
-    int64_t first, last, head;
+    int64_t first, last, head, heads;
 };
+struct Row {
+    int64_t token, head, member;
+};
+inline Row row_of(const Block& block, int64_t group, int64_t row) {
+    const int64_t head_rows = (block.last - block.first) * group;
+    return {block.first + row % head_rows / group, block.head + row / head_rows, row % group};
+}
 
 // Positions chunk * kChunk .. chunk * kChunk + kChunk - 1 as a block sees them.
 struct Spot {
     Block block;
     int64_t chunk;
 };
-inline bool same_chunk(const Spot& a, const Spot& b) { return a.chunk == b.chunk && a.block.first == b.block.first; }
+
+template <class Source>
+float* output_of(const Source& source, const Row& row) {
+    return source.output(row.token, row.head, row.member);
+}
 
 // One thread's memory and state while it computes rows of a block, chunk after chunk.
 template <class Source>
@@ -484,15 +488,16 @@ public:
     void begin(const Block& block, int64_t first_row, int64_t last_row) {
         block_ = block;
         first_row_ = first_row;
+        head_rows_ = (block.last - block.first) * source_.group();
         rows_ = static_cast<int>(last_row - first_row);
         for (int r = 0; r < rows_; ++r) load_query(r);
         longest_ = 0;
         for (int r = 0; r < rows_; ++r) {
-            visible_[r] = source_.visible(token(r));
+            visible_[r] = source_.visible(at(r).token);
             longest_ = visible_[r] > longest_ ? visible_[r] : longest_;
         }
-        in_place_ = Source::kKeysAreWhole && rows_ <= kInPlaceRows && k_pad_ == source_.key_dim() &&
-                    v_pad_ == source_.value_dim();
+        in_place_ = Source::kKeysAreWhole && smaller(head_rows_, rows_) <= kInPlaceRows &&
+                    k_pad_ == source_.key_dim() && v_pad_ == source_.value_dim();
     }
 
     int rows() const { return rows_; }
@@ -500,42 +505,44 @@ public:
     bool sees(int row, int64_t chunk) const { return visible_[row] > chunk * kChunk; }
     Partial partial(int row) const { return {acc_ + row * v_pad_, max_ + row, sum_ + row}; }
     Partial total(int row) const { return {total_ + row * v_pad_, total_max_ + row, total_sum_ + row}; }
-    float* output(int row) const { return source_.output(token(row), block_.head, member(row)); }
+    float* output(int row) const { return output_of(source_, at(row)); }
 
     // Leaves in partial(row) the result over the chunk's positions, for every row that sees any of them. What comes
     // `after` is fetched from memory on the way.
     void compute(int64_t chunk, const Spot& after) {
         for (int r = 0; r < rows_; ++r) partial(r).clear(v_pad_);
         const int64_t end = smaller(longest_, (chunk + 1) * kChunk);
-        const bool reads = !same_chunk(latest_, {block_, chunk}), unexpected = !same_chunk(expected_, {block_, chunk});
-        latest_ = {block_, chunk};
-        expected_ = after;
+        if (in_place_ && cold_) {
+            next_count_ = locate(block_, block_.head, chunk * kChunk, end, next_);
+            for (fetched_ = 0; fetched_ < next_count_;) fetch_ahead();
+        }
+        cold_ = false;
         for (int64_t first = chunk * kChunk; first < end; first += kTile) {
-            const int count = locate(block_, first, end, tile_);
-            if (in_place_ && unexpected && first == chunk * kChunk)
-                for (int i = 0; i < count; ++i) read(tile_, i, block_.head);
-            const bool last = first + kTile >= end;
-            next_count_ = last ? locate(after.block, after.chunk * kChunk, source_.visible(after.block.first), next_)
-                               : locate(block_, first + kTile, end, next_);
-            next_head_ = last ? after.block.head : block_.head;
-            if (in_place_ && (last ? same_chunk(after, latest_) : !reads)) next_count_ = 0;  // another head has read it
-            if (in_place_) {
-                add_tile(tile_, first, count);
-            } else {
-                source_.widen(tile_, first, count, wide_);
-                for (int c = count; c < kTile; ++c) wide_.rows.k[c] = wide_.rows.k[count - 1];
-                add_tile<float>(wide_.rows, first, count);
+            if (first + kTile < end)
+                next_count_ = locate(block_, block_.head, first + kTile, end, next_);
+            else
+                next_count_ = locate(after.block, after.block.head, after.chunk * kChunk,
+                                     source_.visible(after.block.first), next_);
+            fetched_ = 0;
+            for (int begin = 0; begin < rows_;) {
+                const int last = end_of_head(begin);
+                add_positions(first, end, begin, last);
+                begin = last;
             }
         }
     }
 
 private:
-    int64_t token(int row) const { return block_.first + (first_row_ + row) / source_.group(); }
-    int64_t member(int row) const { return (first_row_ + row) % source_.group(); }
+    Row at(int row) const { return row_of(block_, source_.group(), first_row_ + row); }
+    // Behind the last row of the head that row `begin` is of.
+    int end_of_head(int begin) const {
+        return static_cast<int>(smaller(((first_row_ + begin) / head_rows_ + 1) * head_rows_ - first_row_, rows_));
+    }
     // Queries are scaled once instead of every score.
     void load_query(int row) {
         float* q = q_ + row * k_pad_;
-        source_.query(token(row), block_.head, member(row), q);
+        const Row place = at(row);
+        source_.query(place.token, place.head, place.member, q);
         for (int64_t d = 0; d < k_pad_; d += kLanes) store(q + d, load(q + d) * set1(source_.scale()));
     }
     int seen(int row, int64_t first, int count) const {
@@ -545,10 +552,10 @@ private:
 
     // Finds the rows of the tile that starts at `first`; behind the last of them the pointers repeat, because register
     // tiles take keys in whole groups.
-    int locate(const Block& block, int64_t first, int64_t end, Rows<Element>& rows) const {
+    int locate(const Block& block, int64_t head, int64_t first, int64_t end, Rows<Element>& rows) const {
         const int count = static_cast<int>(end - first < 0 ? 0 : end - first < kTile ? end - first : kTile);
         if (count == 0) return 0;
-        source_.locate(block.first, block.head, first, count, rows);
+        source_.locate(block.first, head, first, count, rows);
         for (int i = count; i < kTile; ++i) {
             rows.k[i] = rows.k[count - 1];
             rows.v[i] = rows.v[count - 1];
@@ -556,31 +563,43 @@ private:
         return count;
     }
 
+    // The tile from `first` on, for rows [begin, last) of one head.
+    void add_positions(int64_t first, int64_t end, int begin, int last) {
+        const int count = locate(block_, at(begin).head, first, end, tile_);
+        if (in_place_) {
+            add_tile(tile_, first, count, begin, last);
+            return;
+        }
+        source_.widen(tile_, first, count, wide_);
+        for (int c = count; c < kTile; ++c) wide_.rows.k[c] = wide_.rows.k[count - 1];
+        add_tile<float>(wide_.rows, first, count, begin, last);
+    }
+
     // Each row meets exactly the keys that it sees, although rows are computed in groups.
     template <class T>
-    void add_tile(const Rows<T>& tile, int64_t first, int count) {
-        for (int r = 0; r < rows_; ++r) seen_[r] = seen(r, first, count);
-        score_rows(tile, count);
-        for (int r = 0; r < rows_; ++r)
+    void add_tile(const Rows<T>& tile, int64_t first, int count, int begin, int last) {
+        for (int r = begin; r < last; ++r) seen_[r] = seen(r, first, count);
+        score_rows(tile, count, begin, last);
+        for (int r = begin; r < last; ++r)
             if (seen_[r] > 0) alpha_[r] = soften(scores_ + r * kTile, seen_[r], max_[r], sum_[r]);
-        sum_rows(tile);
+        sum_rows(tile, begin, last);
     }
 
     // Scores of keys that a row does not see are computed where its group needs them, and ignored.
     template <class T>
-    void score_rows(const Rows<T>& tile, int count) {
+    void score_rows(const Rows<T>& tile, int count, int begin, int last) {
         const auto score = [&](int r, int j, auto rows, auto registers) {
             score_tile<decltype(rows)::value, decltype(registers)::value>(q_ + r * k_pad_, k_pad_, tile.k + j, k_pad_,
                                                                           scores_ + r * kTile + j);
         };
         for (int j = 0; j < count; j += kLanes) {
-            fetch_ahead(j);
-            if (rows_ == 1) {
-                score(0, j, Number<1>{}, Number<8 / kWide>{});
+            fetch_ahead();
+            if (last - begin == 1) {
+                score(begin, j, Number<1>{}, Number<8 / kWide>{});
                 continue;
             }
-            for_row_groups(rows_, [&](int r, auto rows) {
-                const int most = most_seen(r, decltype(rows)::value);
+            for_row_groups(last - begin, [&](int row, auto rows) {
+                const int r = begin + row, most = most_seen(r, decltype(rows)::value);
                 for (int k = j; k < smaller(j + kLanes, most); k += kKeys) score(r, k, rows, Number<4>{});
             });
         }
@@ -597,26 +616,14 @@ private:
         return least;
     }
 
-    // Few rows cost less arithmetic than memory, and positions of all heads lie together: the first head that meets
-    // them reads them for all. Reading keeps the processor's own prefetching going, which asking does not. (Inline it
-    // makes the loops around it slower where it is not used.)
-    [[gnu::noinline]] void read(const Rows<Element>& rows, int i, int64_t head) const {
-        const int64_t k = source_.key_dim(), v = source_.value_dim();
-        touch(rows.k[i] - head * k, source_.heads() * k);
-        if (rows.v[i] != rows.k[i]) touch(rows.v[i] - head * v, source_.heads() * v);
-    }
-
-    // Gets eight rows of the next tile, while this one keeps the arithmetic busy.
-    void fetch_ahead(int first) const {
-        const int last = next_count_ < first + kLanes ? next_count_ : first + kLanes;
-        if (in_place_) {
-            for (int i = first; i < last; ++i) read(next_, i, next_head_);
-            return;
+    // Asks for some rows of the next tile, of all heads of the block, while this one keeps the arithmetic busy.
+    [[gnu::always_inline]] void fetch_ahead() {
+        const int last = static_cast<int>(smaller(next_count_, fetched_ + 1 + (kLanes - 1) / block_.heads));
+        for (int i = fetched_; i < last; ++i) {
+            fetch(next_.k[i], block_.heads * source_.key_dim());
+            if (next_.v[i] != next_.k[i]) fetch(next_.v[i], block_.heads * source_.value_dim());
         }
-        for (int i = first; i < last; ++i) {
-            fetch(next_.k[i], source_.key_dim());
-            if (next_.v[i] != next_.k[i]) fetch(next_.v[i], source_.value_dim());
-        }
+        fetched_ = last > fetched_ ? last : fetched_;
     }
 
     // Adds values of keys [first, count) to one panel of `R` rows; sums from before them shrink only with the first
@@ -631,10 +638,10 @@ private:
     // One panel of all rows: groups go together as far as all of their rows see, and from there each row alone, which
     // is the same chain of additions.
     template <int C, size_t N, class T>
-    void sum_panels(const Rows<T>& tile, int64_t offset) {
-        for_row_groups(rows_, [&](int row, auto group) {
+    void sum_panels(const Rows<T>& tile, int64_t offset, int begin, int last) {
+        for_row_groups(last - begin, [&](int in_head, auto group) {
             constexpr int R = decltype(group)::value;
-            const int together = least_seen(row, R);
+            const int row = begin + in_head, together = least_seen(row, R);
             if (together > 0) sum_panel<R, C, N>(tile, row, 0, together, offset);
             for (int r = row; r < row + R; ++r)
                 if (seen_[r] > together) sum_panel<1, C, N>(tile, r, together, seen_[r], offset);
@@ -643,23 +650,23 @@ private:
 
     // A single row takes wider panels: eight sums in flight hide the latency of a multiply-add.
     template <class T>
-    void sum_rows(const Rows<T>& tile) {
+    void sum_rows(const Rows<T>& tile, int begin, int last) {
         int64_t offset = 0;
-        if (rows_ == 1)
+        if (last - begin == 1)
             for (; offset + 8 * kWideLanes <= v_pad_; offset += 8 * kWideLanes)
-                sum_panel<1, 8, kWide>(tile, 0, 0, seen_[0], offset);
-        for (; offset + 4 * kWideLanes <= v_pad_; offset += 4 * kWideLanes) sum_panels<4, kWide>(tile, offset);
-        for (; offset < v_pad_; offset += kLanes) sum_panels<1, 1>(tile, offset);
+                sum_panel<1, 8, kWide>(tile, begin, 0, seen_[begin], offset);
+        for (; offset + 4 * kWideLanes <= v_pad_; offset += 4 * kWideLanes)
+            sum_panels<4, kWide>(tile, offset, begin, last);
+        for (; offset < v_pad_; offset += kLanes) sum_panels<1, 1>(tile, offset, begin, last);
     }
 
     const Source& source_;
     int64_t k_pad_, v_pad_;
     Block block_{};
-    int64_t first_row_ = 0, longest_ = 0, next_head_ = 0;
-    Spot latest_{{-1, -1, -1}, -1}, expected_ = latest_;  // what was computed last, and what was read ahead then
-    int rows_ = 0, next_count_ = 0;
-    bool in_place_ = false;
-    Rows<Element> tile_, next_;  // the tile in work and the one behind it
+    int64_t first_row_ = 0, head_rows_ = 1, longest_ = 0;
+    int rows_ = 0, next_count_ = 0, fetched_ = 0;  // of the next tile, fetched_ rows have been asked for
+    bool in_place_ = false, cold_ = true;          // cold: nothing has been asked for
+    Rows<Element> tile_, next_;                    // the tile in work and the one behind it
     Widened wide_;
     int64_t* visible_;
     int* seen_;  // keys of the tile in work that a row sees
@@ -673,19 +680,22 @@ private:
 struct Plan {
     int64_t* starts;  // first token of each token tile, and the end
     int64_t tiles = 0;
-    int64_t heads = 0;
+    int64_t heads = 0;     // that keys have,
+    int64_t together = 1;  // of which a block spans so many
     int64_t group = 0;
     int64_t block_rows = 0;
     int64_t longest = 0;
-    int64_t work = 0;  // multiply-adds
+    int64_t work = 0;      // multiply-adds
+    bool reading = false;  // rather than computing
 
-    int64_t blocks() const { return tiles * heads; }
+    int64_t head_blocks() const { return heads / together; }
+    int64_t blocks() const { return tiles * head_blocks(); }
     // Later tokens first: they see more, and a long block that starts last would be waited for.
     Block block(int64_t index) const {
-        const int64_t tile = tiles - 1 - index / heads;
-        return {starts[tile], starts[tile + 1], index % heads};
+        const int64_t tile = tiles - 1 - index / head_blocks();
+        return {starts[tile], starts[tile + 1], index % head_blocks() * together, together};
     }
-    int64_t rows(const Block& block) const { return (block.last - block.first) * group; }
+    int64_t rows(const Block& block) const { return (block.last - block.first) * group * together; }
 };
 
 template <class Source>
@@ -705,6 +715,12 @@ Plan make_plan(const Source& source, int64_t* starts) {
     for (int64_t tile = 0; tile < plan.tiles; ++tile) {
         const int64_t rows = (starts[tile + 1] - starts[tile]) * plan.group;
         plan.block_rows = rows > plan.block_rows ? rows : plan.block_rows;
+    }
+    // Few rows cost less arithmetic than memory, and keys of all heads lie together: they are read as they lie.
+    plan.reading = Source::kKeysAreWhole && plan.block_rows <= kInPlaceRows;
+    if (plan.reading) {
+        plan.together = plan.heads;
+        plan.block_rows *= plan.heads;
     }
     return plan;
 }
@@ -781,15 +797,13 @@ private:
         float* at = partials_ + ((block * plan_.block_rows + row) * (window_ + 1) + slot) * row_floats_;
         return {at, at + width_, at + width_ + 1};
     }
-    int64_t visible(const Block& block, int64_t row) const { return source_.visible(block.first + row / plan_.group); }
-
     // Parts of one chunk and chunks of all heads follow each other, as they do in the cache.
     struct Item {
         int64_t block, slot, part;
     };
     Item item_at(int64_t i) const {
-        const int64_t head = i / parts_ % plan_.heads, slot = i / (parts_ * plan_.heads) % window_;
-        return {i / (parts_ * plan_.heads * window_) * plan_.heads + head, slot, i % parts_};
+        const int64_t heads = plan_.head_blocks(), head = i / parts_ % heads, slot = i / (parts_ * heads) % window_;
+        return {i / (parts_ * heads * window_) * heads + head, slot, i % parts_};
     }
 
     void compute_window(Team& team, RowWorker<Source>& worker, int64_t first) {
@@ -828,13 +842,13 @@ private:
 
     void fold_row(const Block& block, int64_t index, int64_t row, int64_t first) const {
         const Partial total = stored(index, row, window_);
-        const int64_t chunks = chunks_of(visible(block, row));
+        const Row place = row_of(block, plan_.group, row);
+        const int64_t chunks = chunks_of(source_.visible(place.token));
         if (first == 0) total.clear(width_);
         const int64_t last = chunks < first + window_ ? chunks : first + window_;
         for (int64_t chunk = first; chunk < last; ++chunk) fold(total, stored(index, row, chunk - first), width_);
         if (first < chunks && chunks <= first + window_)
-            write_row(total, source_.value_dim(),
-                      source_.output(block.first + row / plan_.group, block.head, row % plan_.group));
+            write_row(total, source_.value_dim(), output_of(source_, place));
     }
 
     const Source& source_;
@@ -853,13 +867,12 @@ void run(const Source& source) {
     const Plan sizes = make_plan(source, static_cast<int64_t*>(scratch(start_bytes)));
     const int threads = sizes.work < kInlineWork ? 1 : thread_count();
     SplitRun<Source> split(source, sizes, threads);
-    // Few rows at many positions are read chunk by chunk, all heads of one before the next.
-    const bool reading = sizes.block_rows <= kInPlaceRows && sizes.longest > kChunk;
-    const bool whole = !reading && (threads == 1 || sizes.blocks() >= 8 * threads);
+    // Long contexts of few rows are read chunk by chunk.
+    const bool whole = !(sizes.reading && sizes.longest > kChunk) && (threads == 1 || sizes.blocks() >= 8 * threads);
     const int64_t thread_floats = (RowWorker<Source>::floats(source, sizes.block_rows) + 15) / 16 * 16;
     const int64_t floats = threads * thread_floats + (whole ? 0 : split.floats());
     auto* memory = static_cast<float*>(scratch(static_cast<size_t>(floats) * sizeof(float) + start_bytes));
-    Plan plan = make_plan(source, reinterpret_cast<int64_t*>(memory + floats));
+    const Plan plan = make_plan(source, reinterpret_cast<int64_t*>(memory + floats));
     if (whole)
         run_whole(source, plan, threads, memory, thread_floats);
     else
