@@ -8,7 +8,8 @@
 // Rows that share keys are computed together: a tile of keys is widened to float32 once and then meets all rows of the
 // block in register tiles of 3 rows x 4 keys (scores) and 3 rows x 4 vectors (weighted sum of values), on 512-bit
 // registers of 6 rows x 8 keys, of which two lie side by side, and 6 rows x 8 vectors. Every row's additions are the
-// same.
+// same. Few rows cost less than the memory that they read: all heads meet a tile before the next one, so that the cache
+// is read as it lies, and its next tile is asked for meanwhile.
 #include "attention.h"
 
 #include "scratch.h"

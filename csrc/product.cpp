@@ -142,10 +142,10 @@ inline void for_runs(size_t cols, size_t step, Body body) {
 
 // The next bytes of N streams of weights, `ahead` of their place. Reading past the end of a weight is harmless: a
 // prefetch never faults.
-template <size_t Bytes, size_t N>
+template <size_t Bytes, size_t Step = 64, size_t N>
 FINBACK_INLINE void prefetch_ahead(Places<N> p, size_t ahead) {
     for (const uint8_t* at : p.at)
-        for (size_t i = 0; i < Bytes; i += 64) prefetch(at + ahead + i);
+        for (size_t i = 0; i < Bytes; i += Step) prefetch(at + ahead + i);
 }
 // How far ahead at `offset` of row blocks of which `count` are read side by side: what follows a block in memory is its
 // neighbour, which is being read too.
@@ -156,6 +156,8 @@ inline size_t prefetch_distance(size_t offset, size_t block_bytes, size_t count)
 template <Format F, size_t N, int T>
 FINBACK_INLINE void stream_integers(Places<N> tile, size_t cols, const Tokens<T>& tokens, Sums<N, T>& sums) {
     constexpr size_t groups = info(F).block_cols / kGroupCols;
+    // Eight bits pass faster than lines can be asked for one by one; their neighbours come along.
+    constexpr size_t step = info(F).code_bits == 8 && T == 1 ? 128 : 64;
     const size_t block_bytes = row_block_bytes(F, cols);
     size_t at = 0;
     for (size_t offset = 0; offset < block_bytes; offset += tile_bytes(F)) {
@@ -163,7 +165,7 @@ FINBACK_INLINE void stream_integers(Places<N> tile, size_t cols, const Tokens<T>
         TileScales<F, N> shared;
         read_scales<F, N>(tile, shared);
         for (size_t g = 0; g < groups; ++g, ++at) {
-            prefetch_ahead<tile_bytes(F) / groups>(tile + g * (tile_bytes(F) / groups), ahead);
+            prefetch_ahead<tile_bytes(F) / groups, step>(tile + g * (tile_bytes(F) / groups), ahead);
             Group<F, N> group;
             unpack_group<F, N>(tile, shared, g, group);
             add_group<F, N, T>(group, tokens.groups, at, sums);
