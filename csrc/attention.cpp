@@ -433,6 +433,7 @@ void write_row(const Partial& total, int64_t value_dim, float* out) {
 struct Block {
     int64_t first, last, head, heads;
 };
+// Which query head of which token a row is.
 struct Row {
     int64_t token, head, member;
 };
@@ -620,11 +621,11 @@ private:
     // Asks for some rows of the next tile, of all heads of the block, while this one keeps the arithmetic busy.
     [[gnu::always_inline]] void fetch_ahead() {
         const int last = static_cast<int>(smaller(next_count_, fetched_ + 1 + (kLanes - 1) / block_.heads));
-        for (int i = fetched_; i < last; ++i) {
-            fetch(next_.k[i], block_.heads * source_.key_dim());
-            if (next_.v[i] != next_.k[i]) fetch(next_.v[i], block_.heads * source_.value_dim());
+        for (; fetched_ < last; ++fetched_) {
+            const Element *k = next_.k[fetched_], *v = next_.v[fetched_];
+            fetch(k, block_.heads * source_.key_dim());
+            if (v != k) fetch(v, block_.heads * source_.value_dim());
         }
-        fetched_ = last > fetched_ ? last : fetched_;
     }
 
     // Adds values of keys [first, count) to one panel of `R` rows; sums from before them shrink only with the first
@@ -681,22 +682,22 @@ private:
 struct Plan {
     int64_t* starts;  // first token of each token tile, and the end
     int64_t tiles = 0;
-    int64_t heads = 0;     // that keys have,
-    int64_t together = 1;  // of which a block spans so many
+    int64_t heads = 0;  // that keys have
     int64_t group = 0;
     int64_t block_rows = 0;
     int64_t longest = 0;
     int64_t work = 0;      // multiply-adds
-    bool reading = false;  // rather than computing
+    bool reading = false;  // rather than computing: then a block spans all heads
 
-    int64_t head_blocks() const { return heads / together; }
+    int64_t together() const { return reading ? heads : 1; }
+    int64_t head_blocks() const { return reading ? 1 : heads; }
     int64_t blocks() const { return tiles * head_blocks(); }
     // Later tokens first: they see more, and a long block that starts last would be waited for.
     Block block(int64_t index) const {
         const int64_t tile = tiles - 1 - index / head_blocks();
-        return {starts[tile], starts[tile + 1], index % head_blocks() * together, together};
+        return {starts[tile], starts[tile + 1], index % head_blocks(), together()};
     }
-    int64_t rows(const Block& block) const { return (block.last - block.first) * group * together; }
+    int64_t rows(const Block& block) const { return (block.last - block.first) * group * together(); }
 };
 
 template <class Source>
@@ -719,10 +720,7 @@ Plan make_plan(const Source& source, int64_t* starts) {
     }
     // Few rows cost less arithmetic than memory, and keys of all heads lie together: they are read as they lie.
     plan.reading = Source::kKeysAreWhole && plan.block_rows <= kInPlaceRows;
-    if (plan.reading) {
-        plan.together = plan.heads;
-        plan.block_rows *= plan.heads;
-    }
+    plan.block_rows *= plan.together();
     return plan;
 }
 
@@ -798,6 +796,7 @@ private:
         float* at = partials_ + ((block * plan_.block_rows + row) * (window_ + 1) + slot) * row_floats_;
         return {at, at + width_, at + width_ + 1};
     }
+
     // Parts of one chunk and chunks of all heads follow each other, as they do in the cache.
     struct Item {
         int64_t block, slot, part;
