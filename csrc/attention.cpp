@@ -21,12 +21,11 @@ namespace {
 
 constexpr int kTile = 64;        // positions per step of the online softmax
 constexpr int kChunk = 256;      // positions per partial result
-constexpr int kBlockRows = 96;   // rows that share one widened tile; enough to make the widening cheap
 constexpr int kInPlaceRows = 6;  // up to so many rows, keys are converted in registers as they are used
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kInlineWork = 200'000;  // multiply-adds below which a second thread costs more than it saves
 constexpr int64_t kPartialFloats = int64_t{4} << 20;  // bound on partial results that wait to be folded
-const float kMinusInfinity = -__builtin_inff();
+constexpr float kLeast = -3.0e38f;                    // below every score
 
 // ---- elements ------------------------------------------------------------------------------------------------------
 
@@ -44,10 +43,14 @@ inline F32x8 load8(const BF16* p) { return load_bf16(&p->bits); }
 
 // What a register holds.
 using Wide = Floats<kWide>;
-constexpr int64_t kWideLanes = kWide * kLanes;
+constexpr int kWideLanes = kWide * kLanes;
 inline Wide load_wide(const float* p) { return load_wide_f32(p); }
 inline Wide load_wide(const F16* p) { return load_wide_f16(&p->bits); }
 inline Wide load_wide(const BF16* p) { return load_wide_bf16(&p->bits); }
+
+// Rows that share one widened tile: enough to make the widening cheap, few enough for the second-level cache, which is
+// larger where registers are.
+constexpr int kBlockRows = 96 * kWide;
 
 constexpr float kLargestF16 = 65504.0f;
 constexpr float kLargestBF16 = 3.38953139e38f;
@@ -59,6 +62,7 @@ inline void store8(F16* p, F32x8 x) { store_f16(&p->bits, saturate(x, kLargestF1
 inline void store8(BF16* p, F32x8 x) { store_bf16(&p->bits, saturate(x, kLargestBF16)); }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline float larger(float a, float b) { return a > b ? a : b; }
 inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 template <class T>
@@ -364,37 +368,32 @@ inline void value_tile(const float* weights, const T* const* values, int count, 
         for (int c = 0; c < C; ++c) store(acc + r * acc_stride + c * width, sums[r][c]);
 }
 
-// What sums relative to `old_max` are multiplied by when the largest score becomes `new_max`. The two shortcuts are
-// what the exponential would give: exactly 1, and any factor of a sum that is still 0.
-inline float shrink(float old_max, float new_max) {
-    if (old_max == new_max) return 1.0f;
-    return old_max == kMinusInfinity ? 0.0f : exp1(old_max - new_max);
+inline F32x8 largest(F32x8 a) { return a; }
+inline F32x8 largest(const F32x16& a) { return max(lower(a), upper(a)); }
+inline F32x8 add(F32x8 total, F32x8 a) { return total + a; }
+inline F32x8 add(F32x8 total, const F32x16& a) { return (total + lower(a)) + upper(a); }
+inline int whole_registers(int lanes) { return (lanes + kWideLanes - 1) / kWideLanes * kWideLanes; }
+
+// Pads scores to whole registers and returns the largest.
+float largest_score(float* scores, int count) {
+    const int end = whole_registers(count);
+    for (int j = count; j < end; ++j) scores[j] = kLeast;
+    Wide top = load_wide(scores);
+    for (int j = kWideLanes; j < end; j += kWideLanes) top = max(top, load_wide(scores + j));
+    return max_lane(largest(top));
 }
 
-// One step of the online softmax: scores become weights; returns what earlier sums of the row must be multiplied by.
-float soften(float* scores, int count, float& row_max, float& row_sum) {
-    const int whole = count / kLanes * kLanes;
-    const int padded_count = static_cast<int>(padded(count));
-    for (int j = count; j < padded_count; ++j) scores[j] = kMinusInfinity;
-    F32x8 top = load(scores);
-    for (int j = kLanes; j < padded_count; j += kLanes) top = max(top, load(scores + j));
-    const float tile_max = max_lane(top);
-    const float new_max = tile_max > row_max ? tile_max : row_max;
+// Scores become weights, e^(score - row_max); returns their sum. What pads them becomes 1e-38, which changes no sum of
+// a row: the largest score's weight in it is 1.
+float weigh(float* scores, int count, float row_max) {
+    const int end = whole_registers(count);
     F32x8 total = zero();
-    for (int j = 0; j < whole; j += kLanes) {
-        const F32x8 weights = exp(load(scores + j) - set1(new_max));
+    for (int j = 0; j < end; j += kWideLanes) {
+        const Wide weights = exp(load_wide(scores + j) - set1<kWide>(row_max));
         store(scores + j, weights);
-        total = total + weights;
+        total = add(total, weights);
     }
-    if (whole < count) {
-        store(scores + whole, exp(load(scores + whole) - set1(new_max)));
-        for (int j = count; j < padded_count; ++j) scores[j] = 0.0f;  // exp gives the least positive number instead
-        total = total + load(scores + whole);
-    }
-    const float alpha = shrink(row_max, new_max);
-    row_max = new_max;
-    row_sum = fma1(row_sum, alpha, sum(total));
-    return alpha;
+    return sum(total);
 }
 
 // Softmax state of one row: the largest score, the sum of weights relative to it, and the weighted sum of values.
@@ -405,15 +404,15 @@ struct Partial {
 
     void clear(int64_t width) const {
         for (int64_t i = 0; i < width; ++i) acc[i] = 0.0f;
-        *max = kMinusInfinity;
+        *max = kLeast;
         *sum = 0.0f;
     }
 };
 
 // Adds a later chunk's result to the sum of the earlier ones.
 void fold(const Partial& total, const Partial& later, int64_t width) {
-    const float new_max = *later.max > *total.max ? *later.max : *total.max;
-    const float a = shrink(*total.max, new_max), b = shrink(*later.max, new_max);
+    const float new_max = larger(*later.max, *total.max);
+    const float a = exp1(*total.max - new_max), b = exp1(*later.max - new_max);
     *total.max = new_max;
     *total.sum = fma1(*later.sum, b, *total.sum * a);
     for (int64_t i = 0; i < width; i += kLanes)
@@ -461,7 +460,7 @@ public:
 
     static int64_t floats(const Source& source, int64_t rows) {
         const int64_t k_pad = padded(source.key_dim()), v_pad = padded(source.value_dim());
-        return rows * (k_pad + kTile + 2 * v_pad + 8) + kTile * (k_pad + v_pad) + 16;
+        return rows * (k_pad + kTile + 2 * v_pad + 9) + kTile * (k_pad + v_pad) + 3 * kLanes + 16;
     }
 
     RowWorker(const Source& source, float* memory, int64_t max_rows)
@@ -478,9 +477,10 @@ public:
         acc_ = take(max_rows * v_pad_);
         total_ = take(max_rows * v_pad_);
         visible_ = reinterpret_cast<int64_t*>(take(2 * max_rows));
-        max_ = take(max_rows);
+        max_ = take(max_rows + kLanes);
+        new_max_ = take(max_rows + kLanes);
+        alpha_ = take(max_rows + kLanes);
         sum_ = take(max_rows);
-        alpha_ = take(max_rows);
         seen_ = reinterpret_cast<int*>(take(max_rows));
         total_max_ = take(max_rows);
         total_sum_ = take(max_rows);
@@ -582,9 +582,21 @@ private:
     void add_tile(const Rows<T>& tile, int64_t first, int count, int begin, int last) {
         for (int r = begin; r < last; ++r) seen_[r] = seen(r, first, count);
         score_rows(tile, count, begin, last);
-        for (int r = begin; r < last; ++r)
-            if (seen_[r] > 0) alpha_[r] = soften(scores_ + r * kTile, seen_[r], max_[r], sum_[r]);
+        soften_rows(begin, last);
         sum_rows(tile, begin, last);
+    }
+
+    // One step of the online softmax: scores become weights, and alpha_ what earlier sums of the row must be multiplied
+    // by. Exponentials of several rows' alphas are computed together, because each by itself would be waited for.
+    void soften_rows(int begin, int last) {
+        for (int r = begin; r < last; ++r)
+            new_max_[r] = seen_[r] > 0 ? larger(largest_score(scores_ + r * kTile, seen_[r]), max_[r]) : max_[r];
+        for (int r = begin; r < last; r += kLanes) store(alpha_ + r, exp(load(max_ + r) - load(new_max_ + r)));
+        for (int r = begin; r < last; ++r) {
+            if (seen_[r] == 0) continue;
+            max_[r] = new_max_[r];
+            sum_[r] = fma1(sum_[r], alpha_[r], weigh(scores_ + r * kTile, seen_[r], max_[r]));
+        }
     }
 
     // Scores of keys that a row does not see are computed where its group needs them, and ignored.
@@ -672,7 +684,7 @@ private:
     Widened wide_;
     int64_t* visible_;
     int* seen_;  // keys of the tile in work that a row sees
-    float *q_, *scores_, *acc_, *total_, *max_, *sum_, *alpha_, *total_max_, *total_sum_;
+    float *q_, *scores_, *acc_, *total_, *max_, *new_max_, *alpha_, *sum_, *total_max_, *total_sum_;
 };
 
 // ---- schedule

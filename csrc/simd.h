@@ -217,31 +217,32 @@ inline float max_lane(F32x8 a) {
 #endif
 }
 
-inline F32x8 mul_add(F32x8 a, F32x8 b, F32x8 c) {
-    return a * b + c;
-}  // rounds twice, the same on every instruction set
+// x in every lane of a vector like `pattern`.
+inline F32x8 set1_like(F32x8, float x) { return set1(x); }
 
 // e^x to about 2 ulp for x in [-87.3, 88.3]; clamped outside, so very negative inputs give about 1e-38, not 0. NaN
 // stays NaN: min and max return their second operand when either is one. Cody-Waite reduction by ln 2 and the degree-6
-// Taylor-minimax polynomial of Cephes' expf.
-template <F32x8 (*madd)(F32x8, F32x8, F32x8)>
-inline F32x8 exp_with(F32x8 x) {
-    x = max(set1(-87.3f), min(set1(88.3f), x));
-    const F32x8 n = round_even(x * set1(1.44269504088896341f));
-    F32x8 r = madd(n, set1(-0.693359375f), x);
-    r = madd(n, set1(2.12194440e-4f), r);
-    F32x8 p = set1(1.9875691500e-4f);
-    p = madd(p, r, set1(1.3981999507e-3f));
-    p = madd(p, r, set1(8.3334519073e-3f));
-    p = madd(p, r, set1(4.1665795894e-2f));
-    p = madd(p, r, set1(1.6666665459e-1f));
-    p = madd(p, r, set1(5.0000001201e-1f));
-    p = madd(p, r * r, r + set1(1.0f));
+// Taylor-minimax polynomial of Cephes' expf. Unless fused, multiply-adds round twice, as every instruction set can.
+template <bool fused, class V>
+inline V exp_of(V x) {
+    const auto c = [&](float number) { return set1_like(x, number); };
+    const auto madd = [](V a, V b, V addend) { return fused ? fma(a, b, addend) : a * b + addend; };
+    x = max(c(-87.3f), min(c(88.3f), x));
+    const V n = round_even(x * c(1.44269504088896341f));
+    V r = madd(n, c(-0.693359375f), x);
+    r = madd(n, c(2.12194440e-4f), r);
+    V p = c(1.9875691500e-4f);
+    p = madd(p, r, c(1.3981999507e-3f));
+    p = madd(p, r, c(8.3334519073e-3f));
+    p = madd(p, r, c(4.1665795894e-2f));
+    p = madd(p, r, c(1.6666665459e-1f));
+    p = madd(p, r, c(5.0000001201e-1f));
+    p = madd(p, r * r, r + c(1.0f));
     return p * exp2_int(n);
 }
-inline F32x8 exp(F32x8 x) { return exp_with<fma>(x); }
+inline F32x8 exp(F32x8 x) { return exp_of<true>(x); }
 // Bit-equal on every instruction set: for choices (routing, sampling) that must not flip between machines.
-inline F32x8 exp_same_everywhere(F32x8 x) { return exp_with<mul_add>(x); }
+inline F32x8 exp_same_everywhere(F32x8 x) { return exp_of<false>(x); }
 inline F32x8 silu(F32x8 x) { return x / (set1(1.0f) + exp(zero() - x)); }
 
 }  // namespace finback::FINBACK_NAMESPACE

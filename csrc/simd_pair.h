@@ -64,9 +64,21 @@ inline void sum4_pair(const F32x16* a, const F32x16* b, float* out_a, float* out
     _mm256_storeu_ps(out_b, _mm512_extractf32x8_ps(sorted, 1));
 }
 inline void sum4(const F32x16* a, float* out) { sum4_pair(a, a, out, out); }
+inline F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F32x16 round_even(F32x16 a) {
+    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline F32x16 exp2_int(F32x16 n) {
+    const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
+}
+inline F32x16 set1_like(F32x16, float x) { return {_mm512_set1_ps(x)}; }
+inline F32x16 exp(F32x16 x) { return exp_of<true>(x); }
 template <int Shift, int Mask>
 inline I8x64 shift_mask(I8x64 a) {
     return {_mm512_and_si512(_mm512_srli_epi16(a.v, Shift), _mm512_set1_epi8(static_cast<char>(Mask)))};

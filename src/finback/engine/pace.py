@@ -3,17 +3,18 @@
 An answer's reader notices a step's length. Prompt tokens make it longer, by how much depends on the model, the
 machine, the length of the contexts and on who else computes, so it is measured: how long steps without prompt tokens
 take for about so many answers, and what a prompt token adds. Prompts get ``SHARE`` of what the answers need, so that
-the time per token of a running answer stays well below twice what it is without prompts. When more requests read than
-write, each that reads claims the time of one that writes, within bounds: else prompts would trickle in beside a few
-answers, and machines are at their best with many. Where even the least useful chunk takes more than its share, prompts
-sit out steps until it is paid back. What is computed depends on none of this.
+the time per token of a running answer stays below twice what it was before a long prompt came, although the answer
+itself grows meanwhile. When more requests read than write, each that reads claims the time of one that writes, within
+bounds: else prompts would trickle in beside a few answers, and machines are at their best with many. Where even the
+least useful chunk takes more than its share, prompts sit out steps until it is paid back. What is computed depends on
+none of this.
 """
 
 from __future__ import annotations
 
-SHARE = 0.6  # time for prompts, as a part of the time for answers
+SHARE = 0.4  # time for prompts, as a part of the time for answers
 MANY_PROMPTS_S = 0.25  # longest time for prompts where they claim more than that share
-LEAST_CHUNK = 16  # tokens; smaller ones waste most of what every step costs
+LEAST_CHUNK = 32  # tokens; smaller ones waste most of what every step costs
 LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for every chunk
 SMOOTHING = 0.3  # weight of the newest measurement
 STALE_STEPS = 50  # after so many steps with prompts, one without them is timed again
