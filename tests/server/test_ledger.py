@@ -231,7 +231,7 @@ def test_usage_of_others_is_for_admins(serve: Callable[..., Any]) -> None:
 @contextmanager
 def process(home: Path, *arguments: str, piece_s: float = 0.002) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A server in a process of its own, and its URL."""
-    command = [sys.executable, "-m", "tests.cli.slow_program", str(piece_s), "0", "the song of the whale"]
+    command = [sys.executable, "-m", "tests.cli.slow_program", str(piece_s), str(piece_s), "the song of the whale"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "FINBACK_HOME": str(home)}
     with subprocess.Popen(
         [*command, "serve", "--port", "0", *arguments], stderr=subprocess.PIPE, env=environment

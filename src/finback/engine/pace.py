@@ -12,6 +12,8 @@ none of this.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 SHARE = 0.4  # time for prompts, as a part of the time for answers
 MANY_PROMPTS_S = 0.25  # longest time for prompts where they claim more than that share
 LEAST_CHUNK = 32  # tokens; smaller ones waste most of what every step costs
@@ -25,11 +27,13 @@ UNKNOWN_ROW = 0.3  # what a row more is taken to cost, as a part of a row's time
 
 
 class Pace:
-    """Learns from timed steps. Invariant: times are of steps with answers only, per answer, by size of the step."""
+    """Learns from timed steps. Invariant: ``_classes`` are ascending, and so are the ``_tokens`` of their steps."""
 
     def __init__(self, least_chunk: int = LEAST_CHUNK) -> None:
         self._least_chunk = least_chunk
-        self._answer_s: dict[int, float] = {}  # steps without prompts: size class -> time for each of its tokens
+        self._classes: list[int] = []  # sizes of steps without prompts that were timed
+        self._tokens: list[float] = []  # of answers in such steps, by class; the newest counts most
+        self._seconds: list[float] = []  # that they took, counted likewise
         self._prompts_s = 0.0  # time that prompts have added to steps; the newest counts most
         self._prompts = 0.0  # tokens of those prompts, counted likewise
         self._share = SHARE
@@ -39,10 +43,9 @@ class Pace:
 
     def allowance(self, answers: int, prompts: int) -> int:
         """Tokens of ``prompts`` prompts that the next step may compute beside one of each of ``answers`` answers."""
-        known = self._answer_s.get(_size_class(answers))
-        if known is None or self._since_alone >= STALE_STEPS:
+        if self._since_alone >= STALE_STEPS or _size_class(answers) not in self._classes:
             return 0  # so that the step is timed without prompts
-        alone = known * answers
+        alone = self.seconds(answers)
         claimed = min(prompts / answers, MANY_PROMPTS_S / alone) if prompts > answers else 0.0
         self._share = max(SHARE, claimed)
         if self._debt_s > alone * self._share / 2:
@@ -52,30 +55,46 @@ class Pace:
         return max(self._least_chunk, int(alone * self._share * self._prompts / self._prompts_s))
 
     def seconds(self, answers: int) -> float:
-        """What a step of ``answers`` tokens of answers takes, without prompts: measured, else guessed from fewer."""
-        for size in range(_size_class(answers), 0, -1):
-            known = self._answer_s.get(size)
-            if known is not None:
-                timed = min(answers, _largest_of(size))
-                return known * (timed + UNKNOWN_ROW * (answers - timed))
-        return UNKNOWN_ROW * answers
+        """What a step of ``answers`` tokens of answers takes, without prompts: measured, between and beyond guessed."""
+        above = bisect_left(self._tokens, answers)
+        if not self._tokens:
+            return UNKNOWN_ROW * answers
+        if above == len(self._tokens):
+            tokens, seconds = self._tokens[-1], self._seconds[-1]
+            return seconds * (1 + UNKNOWN_ROW * (answers - tokens) / tokens)
+        tokens, seconds = (self._tokens[above - 1], self._seconds[above - 1]) if above else (0.0, 0.0)
+        slope = (self._seconds[above] - seconds) / (self._tokens[above] - tokens)
+        return seconds + slope * (answers - tokens)
 
     def note(self, answers: int, prompt: int, seconds: float) -> None:
         """Learn from a step: it computed ``answers`` tokens of answers and ``prompt`` of prompts."""
         if not answers:
             self._disturbed = True
             return
-        size = _size_class(answers)
-        known = self._answer_s.get(size)
-        if known is None and prompt:
+        known = _size_class(answers) in self._classes
+        if not known and prompt:
             return
-        if known is None or not (prompt or self._disturbed):
-            known = self._answer_s[size] = _smooth(known, seconds / answers)
-            self._since_alone = 0
-        alone = known * answers
-        added = self._learned(prompt, seconds - alone, known) if prompt else 0.0
+        if not known or not (prompt or self._disturbed):
+            self._time(answers, seconds)
+        alone = self.seconds(answers)
+        added = self._learned(prompt, seconds - alone, alone / answers) if prompt else 0.0
         self._debt_s = min(max(0.0, self._debt_s + added - self._share * alone), MOST_DEBT * alone)
         self._disturbed = prompt > 0
+
+    def _time(self, answers: int, seconds: float) -> None:
+        """Learn from a step without prompts, fast where it took less than known: what else ran only ever adds."""
+        self._since_alone = 0
+        size = _size_class(answers)
+        at = bisect_left(self._classes, size)
+        if size not in self._classes:
+            self._classes.insert(at, size)
+            self._tokens.insert(at, answers)
+            self._seconds.insert(at, seconds)
+            return
+        expected = self.seconds(answers)
+        weight = SMOOTHING if seconds > expected else 2 * SMOOTHING
+        self._tokens[at] += weight * (answers - self._tokens[at])
+        self._seconds[at] += weight * (min(seconds, 3 * expected) - self._seconds[at])
 
     def _learned(self, prompt: int, added: float, answer_s: float) -> float:
         """What of the time that a step took longer than without prompts is theirs; large chunks teach most.
@@ -95,14 +114,3 @@ class Pace:
 def _size_class(answers: int) -> int:
     """Steps of about so many tokens are timed together: small ones each by itself, large ones by powers of two."""
     return answers if answers <= EXACT else EXACT + (answers - 1).bit_length()
-
-
-def _largest_of(size: int) -> int:
-    return size if size <= EXACT else 1 << (size - EXACT)
-
-
-def _smooth(old: float | None, new: float) -> float:
-    """``old`` moved towards ``new``: fast downwards, because what else took the processor only ever adds."""
-    if old is None:
-        return new
-    return old + (SMOOTHING if new > old else 2 * SMOOTHING) * (min(new, 3 * old) - old)
