@@ -37,7 +37,7 @@ class Pace:
         self._prompts_s = 0.0  # time that prompts have added to steps; the newest counts most
         self._prompts = 0.0  # tokens of those prompts, counted likewise
         self._share = SHARE
-        self._debt_s = 0.0  # time beyond their share that prompts have taken
+        self._debt_s = 0.0  # time beyond their share that prompts have taken; negative where they left some of it
         self._since_alone = 0
         self._disturbed = False  # by the step before: prompts leave the processor's caches full of other things
 
@@ -78,7 +78,8 @@ class Pace:
             self._time(answers, seconds)
         alone = self.seconds(answers)
         added = self._learned(prompt, seconds - alone, alone / answers) if prompt else 0.0
-        self._debt_s = min(max(0.0, self._debt_s + added - self._share * alone), MOST_DEBT * alone)
+        owed = self._debt_s + added - self._share * alone
+        self._debt_s = min(max(-self._share * alone / 2, owed), MOST_DEBT * alone)
         self._disturbed = prompt > 0
 
     def _time(self, answers: int, seconds: float) -> None:
