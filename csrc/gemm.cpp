@@ -17,9 +17,7 @@ struct Pool {
     size_t count;
     int threads;
 
-    size_t per_item(size_t w) const {
-        return blocks_per_item(row_blocks(weights[w].rows), weights[w].block_stride(), 2, threads);
-    }
+    size_t per_item(size_t w) const { return blocks_per_item(weights[w], threads); }
     size_t items_of(size_t w) const { return ceil_div(row_blocks(weights[w].rows), per_item(w)); }
     size_t items() const {
         size_t sum = 0;
@@ -97,8 +95,7 @@ void head_linear(const HeadLinearCall& call) {
     Pieces pieces(rows.bytes(integers));
     rows.take(pieces, integers);
     const int threads = threads_for(call.n * w.experts * w.rows * w.cols, thread_count());
-    const size_t blocks = row_blocks(w.rows);
-    const HeadPool pool{blocks, blocks_per_item(blocks, w.block_stride(), 2, 1), w.experts};
+    const HeadPool pool{row_blocks(w.rows), blocks_per_item(w, 1), w.experts};
     const size_t items = pool.items();
     run_on(threads, [&](Team& team) {
         rows.prepare(team);

@@ -6,6 +6,7 @@
 #include "product.h"
 
 #include "micro.h"
+#include "work.h"
 
 namespace finback::FINBACK_NAMESPACE {
 namespace {
@@ -237,7 +238,7 @@ void stream_tokens(const Job& job, size_t first, size_t end, size_t begin, size_
             store_tile(job, block, end, begin, count, sums);
         }
     } else {
-        constexpr int vectors = T <= 2 ? 4 : 1;
+        constexpr int vectors = T <= 2 ? static_cast<int>(blocks_together(F)) : 1;
         for (size_t block = first; block < end; block += n * vectors) {
             Places<n> places[vectors];
             for (size_t r = 0; r < vectors; ++r) places[r] = job.places<n>(block + n * r, end);

@@ -12,13 +12,19 @@ inline constexpr size_t kForkWork = 200000;
 inline constexpr size_t kItemBytes = 64 * 1024;
 inline constexpr size_t kItemsPerThread = 12;
 
+// Row blocks that a product takes side by side: float formats have one chain of additions for each, and a processor needs
+// several at once.
+FINBACK_INLINE constexpr size_t blocks_together(Format format) {
+    return is_integer(format) ? 2 : 4;
+}
+
 FINBACK_INLINE int threads_for(size_t work, int threads) { return work < kForkWork ? 1 : threads; }
 
-// Row blocks per item: long sequential reads, yet enough items to balance the threads. A multiple of `unit`.
-FINBACK_INLINE size_t blocks_per_item(size_t blocks, size_t block_bytes, size_t unit, int threads) {
-    const size_t by_bytes = kItemBytes / (block_bytes + 1) + 1;
-    const size_t by_count = blocks / (kItemsPerThread * static_cast<size_t>(threads)) + 1;
-    const size_t least = by_bytes < by_count ? by_bytes : by_count;
+// Row blocks per item: long sequential reads, yet enough items to balance the threads.
+FINBACK_INLINE size_t blocks_per_item(const Weight& weight, int threads) {
+    const size_t by_bytes = kItemBytes / (weight.block_stride() + 1) + 1;
+    const size_t by_count = row_blocks(weight.rows) / (kItemsPerThread * static_cast<size_t>(threads)) + 1;
+    const size_t least = by_bytes < by_count ? by_bytes : by_count, unit = blocks_together(weight.format);
     return ceil_div(least, unit) * unit;
 }
 
