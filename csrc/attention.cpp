@@ -22,6 +22,7 @@ namespace {
 constexpr int kTile = 64;        // positions per step of the online softmax
 constexpr int kChunk = 256;      // positions per partial result
 constexpr int kInPlaceRows = 6;  // up to so many rows, keys are converted in registers as they are used
+constexpr int kPacedRows = 16;   // up to so many widened rows, asking for a whole step's keys at once is felt
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kInlineWork = 200'000;  // multiply-adds below which a second thread costs more than it saves
 constexpr int64_t kPartialFloats = int64_t{4} << 20;  // bound on partial results that wait to be folded
@@ -516,7 +517,7 @@ public:
         const int64_t end = smaller(longest_, (chunk + 1) * kChunk);
         if (in_place_ && cold_) {
             next_count_ = locate(block_, block_.head, chunk * kChunk, end, next_);
-            for (fetched_ = 0; fetched_ < next_count_;) fetch_ahead();
+            for (fetched_ = 0; fetched_ < next_count_;) fetch_ahead(1);
         }
         cold_ = false;
         for (int64_t first = chunk * kChunk; first < end; first += kTile) {
@@ -606,14 +607,18 @@ private:
             score_tile<decltype(rows)::value, decltype(registers)::value>(q_ + r * k_pad_, k_pad_, tile.k + j, k_pad_,
                                                                           scores_ + r * kTile + j);
         };
+        const int n = last - begin;
+        const bool paced = !in_place_ && n > 1 && n <= kPacedRows;
         for (int j = 0; j < count; j += kLanes) {
-            fetch_ahead();
-            if (last - begin == 1) {
+            if (!paced) fetch_ahead(1 + (kLanes - 1) / static_cast<int>(block_.heads));
+            if (n == 1) {
                 score(begin, j, Number<1>{}, Number<8 / kWide>{});
                 continue;
             }
-            for_row_groups(last - begin, [&](int row, auto rows) {
-                const int r = begin + row, most = most_seen(r, decltype(rows)::value);
+            for_row_groups(n, [&](int row, auto rows) {
+                constexpr int R = decltype(rows)::value;
+                if (paced) fetch_between((kLanes * R + n - 1) / n);
+                const int r = begin + row, most = most_seen(r, R);
                 for (int k = j; k < smaller(j + kLanes, most); k += kKeys) score(r, k, rows, Number<4>{});
             });
         }
@@ -631,14 +636,17 @@ private:
     }
 
     // Asks for some rows of the next tile, of all heads of the block, while this one keeps the arithmetic busy.
-    [[gnu::always_inline]] void fetch_ahead() {
-        const int last = static_cast<int>(smaller(next_count_, fetched_ + 1 + (kLanes - 1) / block_.heads));
+    [[gnu::always_inline]] void fetch_ahead(int rows) {
+        const int last = static_cast<int>(smaller(next_count_, fetched_ + rows));
         for (; fetched_ < last; ++fetched_) {
             const Element *k = next_.k[fetched_], *v = next_.v[fetched_];
             fetch(k, block_.heads * source_.key_dim());
             if (v != k) fetch(v, block_.heads * source_.value_dim());
         }
     }
+
+    // The same between groups of rows: what they need themselves would wait behind a long queue of requests.
+    [[gnu::noinline]] void fetch_between(int rows) { fetch_ahead(rows); }
 
     // Adds values of keys [first, count) to one panel of `R` rows; sums from before them shrink only with the first
     // keys.

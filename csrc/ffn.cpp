@@ -146,6 +146,13 @@ void hidden_phase(Team& team, const Work& work, float* memory) {
     team.barrier();
 }
 
+// out += weight * y. With a weight of 1 it rounds as an addition does.
+void add_weighted(float weight, const float* y, size_t width, float* out) {
+    size_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) store(out + i, fma(set1(weight), load(y + i), load(out + i)));
+    for (; i < width; ++i) out[i] = fma1(weight, y[i], out[i]);
+}
+
 // One token's output columns [first, first + width): the fixed order of additions.
 void combine(const Work& work, size_t token, size_t first, size_t width, const float* memory) {
     const FfnCall& call = work.call;
@@ -154,12 +161,10 @@ void combine(const Work& work, size_t token, size_t first, size_t width, const f
     for (size_t i = 0; i < width; ++i) out[i] = call.add != nullptr ? call.add[token * hidden + first + i] : 0.0f;
     for (size_t j = 0; j < call.chosen; ++j) {
         const size_t choice = token * call.chosen + j;
-        const float* y = memory + static_cast<size_t>(work.plan.slot_of_choice[choice]) * work.out_chunk;
-        for (size_t i = 0; i < width; ++i) out[i] = fma1(call.weights[choice], y[i], out[i]);
+        const auto slot = static_cast<size_t>(work.plan.slot_of_choice[choice]);
+        add_weighted(call.weights[choice], memory + slot * work.out_chunk, width, out);
     }
-    if (call.shared == nullptr) return;
-    const float* y = memory + (work.slots + token) * work.out_chunk;
-    for (size_t i = 0; i < width; ++i) out[i] += y[i];
+    if (call.shared != nullptr) add_weighted(1.0f, memory + (work.slots + token) * work.out_chunk, width, out);
 }
 
 // The runs whose sum a token's output is: the routed experts', then the shared one's.
