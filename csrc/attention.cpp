@@ -64,7 +64,10 @@ inline void store8(BF16* p, F32x8 x) { store_bf16(&p->bits, saturate(x, kLargest
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline float larger(float a, float b) { return a > b ? a : b; }
-inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+template <int64_t step = kLanes>
+inline int64_t padded(int64_t n) {
+    return (n + step - 1) / step * step;
+}
 
 template <class T>
 inline void store_as(T* p, F32x8 x) {
@@ -373,23 +376,22 @@ inline F32x8 largest(F32x8 a) { return a; }
 inline F32x8 largest(const F32x16& a) { return max(lower(a), upper(a)); }
 inline F32x8 add(F32x8 total, F32x8 a) { return total + a; }
 inline F32x8 add(F32x8 total, const F32x16& a) { return (total + lower(a)) + upper(a); }
-inline int whole_registers(int lanes) { return (lanes + kWideLanes - 1) / kWideLanes * kWideLanes; }
 
 // Pads scores to whole registers and returns the largest.
 float largest_score(float* scores, int count) {
-    const int end = whole_registers(count);
-    for (int j = count; j < end; ++j) scores[j] = kLeast;
+    const int64_t end = padded<kWideLanes>(count);
+    for (int64_t j = count; j < end; ++j) scores[j] = kLeast;
     Wide top = load_wide(scores);
-    for (int j = kWideLanes; j < end; j += kWideLanes) top = max(top, load_wide(scores + j));
+    for (int64_t j = kWideLanes; j < end; j += kWideLanes) top = max(top, load_wide(scores + j));
     return max_lane(largest(top));
 }
 
 // Scores become weights, e^(score - row_max); returns their sum. What pads them becomes 1e-38, which changes no sum of
 // a row: the largest score's weight in it is 1.
 float weigh(float* scores, int count, float row_max) {
-    const int end = whole_registers(count);
+    const int64_t end = padded<kWideLanes>(count);
     F32x8 total = zero();
-    for (int j = 0; j < end; j += kWideLanes) {
+    for (int64_t j = 0; j < end; j += kWideLanes) {
         const Wide weights = exp(load_wide(scores + j) - set1<kWide>(row_max));
         store(scores + j, weights);
         total = add(total, weights);
