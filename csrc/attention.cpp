@@ -647,7 +647,8 @@ private:
         }
     }
 
-    // The same between groups of rows: what they need themselves would wait behind a long queue of requests.
+    // The same between groups of rows: what they need themselves would wait behind a long queue of requests. Not
+    // inlined, or each size of group would hold a copy.
     [[gnu::noinline]] void fetch_between(int rows) { fetch_ahead(rows); }
 
     // Adds values of keys [first, count) to one panel of `R` rows; sums from before them shrink only with the first
