@@ -2,12 +2,12 @@
 
 An answer's reader notices a step's length. Prompt tokens make it longer, by how much depends on the model, the
 machine, the length of the contexts and on who else computes, so it is measured: how long steps without prompt tokens
-take for about so many answers, and what a prompt token adds. Prompts get ``SHARE`` of what the answers need, so that
-the time per token of a running answer stays below twice what it was before a long prompt came, although the answer
-itself grows meanwhile. When more requests read than write, each that reads claims the time of one that writes, within
-bounds: else prompts would trickle in beside a few answers, and machines are at their best with many. Where even the
-least useful chunk takes more than its share, prompts sit out steps until it is paid back. What is computed depends on
-none of this.
+take for about so many answers, and what a prompt token adds. Prompts get ``SHARE`` of what the answers need: the time
+per token of a running answer stays well below twice what it would be alone, and about within twice what it was before
+a long prompt came, although the answer itself grows meanwhile. When more requests read than write, each that reads
+claims the time of one that writes, within bounds: else prompts would trickle in beside a few answers, and machines
+are at their best with many. Where even the least useful chunk takes more than its share, prompts sit out steps until
+it is paid back. What is computed depends on none of this.
 """
 
 from __future__ import annotations
