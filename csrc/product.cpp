@@ -14,6 +14,7 @@ namespace {
 constexpr size_t kTokenBlock = 128;        // tokens whose sums wait between two panels
 constexpr size_t kPanelPairs = 4;          // pairs of row blocks that take turns over the same columns
 constexpr size_t kIntegerPanelCols = 512;  // 16 groups: two row blocks unpack to 10 .. 14 KiB
+constexpr size_t kWordPanelCols = 256;     // two row blocks as words take 9 KiB, a block of tokens 64
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
 constexpr size_t kStreamedTokens = kTileTokens == 8 ? 16 : 4;  // unpacking twice costs less than a panel
 constexpr size_t kPrefetchBytes = 6144;  // how far ahead a stream of weights is asked for; multiples of 4096 are slower
@@ -24,6 +25,8 @@ struct Tokens {
     const Activation* groups[T];
     const float* values[T];
 };
+
+inline size_t padded_tokens(size_t tokens) { return ceil_div(tokens, kTileTokens) * kTileTokens; }
 
 // What one call multiplies, with the parts that do not change from row block to row block.
 struct Job {
@@ -284,10 +287,64 @@ struct IntegerPanel {
     }
 
     template <int T>
-    void multiply(const Tokens<T>& tokens, size_t first, size_t count, Sums<2, T>& sums) const {
+    void multiply(const Tokens<T>& tokens, size_t, size_t first, size_t count, Sums<2, T>& sums) const {
         const Activation* a[T];
         for (int t = 0; t < T; ++t) a[t] = tokens.groups[t] + first / kGroupCols;
         for (size_t g = 0; g < count / kGroupCols; ++g) add_group<F, 2, T>(groups[g], a, g, sums);
+    }
+};
+
+// Signed bytes as words, the tokens' too: in bytes, each product would move the sign over and widen its own sum.
+template <Format F>
+struct WordPanel {
+    static constexpr size_t kCols = kWordPanelCols;
+    Words<2> words[kCols / kGroupCols][16];  // columns 0 and 2 of a group's quads, then columns 1 and 3
+    Floats<2> scale[kCols / kGroupCols];
+    alignas(64) int16_t widened[kTokenBlock][kCols];  // tokens in the same order of columns
+
+    // Tokens begin .. begin + tokens - 1; the last one again where the last tile has no more.
+    void widen_tokens(const Job& job, size_t begin, size_t tokens, size_t first, size_t count) {
+        for (size_t t = 0; t < padded_tokens(tokens); ++t) {
+            const size_t row = job.row_of_input(begin + (t < tokens ? t : tokens - 1));
+            const Activation* a = job.in.groups + row * job.in.group_stride;
+            for (size_t g = 0; g < count / kGroupCols; ++g) {
+                const I8x32 codes = load_bytes(a[first / kGroupCols + g].codes);
+                store_words(widened[t] + g * kGroupCols, even_bytes(codes));
+                store_words(widened[t] + g * kGroupCols + 16, odd_bytes(codes));
+            }
+        }
+    }
+
+    void load(Places<2> tiles, size_t first, size_t count) {
+        Places<2> tile = tiles + first / kGroupCols * tile_bytes(F);
+        for (size_t g = 0; g < count / kGroupCols; ++g, tile = tile + tile_bytes(F)) {
+            for (size_t j = 0; j < 8; ++j) {
+                const Bytes<2> quads = load_bytes(tile + 32 * j);
+                words[g][j] = even_bytes(quads);
+                words[g][8 + j] = odd_bytes(quads);
+            }
+            scale[g] = load_f16(tile + plane_bytes(F));
+        }
+    }
+
+    template <int T>
+    void multiply(const Tokens<T>& tokens, size_t begin, size_t first, size_t count, Sums<2, T>& sums) const {
+        for (size_t g = 0; g < count / kGroupCols; ++g) {
+            Ints<2> dot[T];
+            FINBACK_UNROLL(8)
+            for (int t = 0; t < T; ++t) dot[t] = set1_i32<2>(0);
+            FINBACK_UNROLL(16)
+            for (size_t j = 0; j < 16; ++j) {
+                FINBACK_UNROLL(8)
+                for (int t = 0; t < T; ++t)
+                    dot[t] = add_dot(dot[t], words[g][j], widened[begin + t] + g * kGroupCols + 2 * j);
+            }
+            FINBACK_UNROLL(8)
+            for (int t = 0; t < T; ++t) {
+                const float x = tokens.groups[t][first / kGroupCols + g].scale;
+                sums.at[t] = taken(fma(to_float(dot[t]), scale[g] * set1<2>(x), sums.at[t]));
+            }
+        }
     }
 };
 
@@ -313,7 +370,7 @@ struct FloatPanel {
     }
 
     template <int T>
-    void multiply(const Tokens<T>& tokens, size_t first, size_t count, Sums<2, T>& sums) const {
+    void multiply(const Tokens<T>& tokens, size_t, size_t first, size_t count, Sums<2, T>& sums) const {
         const float* x[T];
         for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
         if constexpr (F == Format::f8_e4m3) {
@@ -327,7 +384,8 @@ struct FloatPanel {
 };
 
 template <Format F>
-using Panel = std::conditional_t<is_integer(F), IntegerPanel<F>, FloatPanel<F>>;
+using Panel = std::conditional_t<kind(F) == Kind::byte, WordPanel<F>,
+                                 std::conditional_t<is_integer(F), IntegerPanel<F>, FloatPanel<F>>>;
 
 // Two pieces of weights to ask for while the tokens pass over the present panel.
 struct Upcoming {
@@ -356,12 +414,12 @@ Upcoming upcoming(const Job& job, size_t block, size_t end, size_t first) {
 }
 
 template <Format F, int T>
-FINBACK_INLINE void multiply_tile(const Panel<F>& panel, const Tokens<T>& tokens, size_t first, size_t count,
-                                  F32x16* waiting) {
+FINBACK_INLINE void multiply_tile(const Panel<F>& panel, const Tokens<T>& tokens, size_t begin, size_t first,
+                                  size_t count, F32x16* waiting) {
     Sums<2, T> sums;
     FINBACK_UNROLL(8)
     for (int t = 0; t < T; ++t) sums.at[t] = taken(waiting[t]);
-    panel.template multiply<T>(tokens, first, count, sums);
+    panel.template multiply<T>(tokens, begin, first, count, sums);
     FINBACK_UNROLL(8)
     for (int t = 0; t < T; ++t) waiting[t] = taken(sums.at[t]);
 }
@@ -371,7 +429,7 @@ template <Format F>
 void multiply_panel(const Panel<F>& panel, const Job& job, size_t begin, size_t count, size_t first, size_t cols,
                     const Upcoming& coming, F32x16* waiting) {
     const auto tile = [&]<int T>(std::integral_constant<int, T>, size_t t) {
-        multiply_tile<F, T>(panel, job.tokens<T, is_integer(F)>(begin + t, count - t), first, cols, waiting + t);
+        multiply_tile<F, T>(panel, job.tokens<T, is_integer(F)>(begin + t, count - t), t, first, cols, waiting + t);
     };
     for (size_t t = 0; t < count; t += kTileTokens) {
         coming.prefetch_share(t / kTileTokens, ceil_div(count, kTileTokens));
@@ -391,10 +449,10 @@ void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, siz
     Panel<F> panel;
     F32x16 waiting[kPanelPairs][kTokenBlock];
     const size_t pairs = ceil_div(end - block, 2);
-    const size_t padded = ceil_div(tokens, kTileTokens) * kTileTokens;
     for (size_t pair = 0; pair < pairs; ++pair)
-        for (size_t t = 0; t < padded; ++t) waiting[pair][t] = zero<2>();
+        for (size_t t = 0; t < padded_tokens(tokens); ++t) waiting[pair][t] = zero<2>();
     for_runs(job.weight.cols, Panel<F>::kCols, [&](size_t first, size_t cols) {
+        if constexpr (kind(F) == Kind::byte) panel.widen_tokens(job, begin, tokens, first, cols);
         for (size_t pair = 0; pair < pairs; ++pair) {
             panel.load(job.places<2>(block + 2 * pair, end), first, cols);
             const Upcoming next = pair + 1 < pairs ? upcoming<F>(job, block + 2 * (pair + 1), end, first)

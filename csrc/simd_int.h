@@ -57,6 +57,9 @@ inline I8x32 look_up(const uint8_t* table16, I8x32 codes) {
     return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), codes.v)};
 }
 inline I8x32 abs_bytes(I8x32 a) { return {_mm256_abs_epi8(a.v)}; }
+// The signed bytes at even and at odd places, as words.
+inline I16x16 even_bytes(I8x32 a) { return {_mm256_srai_epi16(_mm256_slli_epi16(a.v, 8), 8)}; }
+inline I16x16 odd_bytes(I8x32 a) { return {_mm256_srai_epi16(a.v, 8)}; }
 inline I8x32 flip_sign_bits(I8x32 a) { return {_mm256_xor_si256(a.v, _mm256_set1_epi8(-128))}; }
 // a, -a or 0 as sign_of is positive, negative or 0.
 inline I8x32 with_sign(I8x32 a, I8x32 sign_of) { return {_mm256_sign_epi8(a.v, sign_of.v)}; }
@@ -194,6 +197,12 @@ inline I8x32 abs_bytes(I8x32 a) {
 }
 inline I8x32 with_sign(I8x32 a, I8x32 sign_of) {
     return lanes_of<I8x32>([&](int i) { return sign_of.v[i] & 0x80 ? 256 - a.v[i] : sign_of.v[i] ? a.v[i] : 0; });
+}
+inline I16x16 even_bytes(I8x32 a) {
+    return lanes_of<I16x16>([&](int i) { return static_cast<int8_t>(a.v[2 * i]); });
+}
+inline I16x16 odd_bytes(I8x32 a) {
+    return lanes_of<I16x16>([&](int i) { return static_cast<int8_t>(a.v[2 * i + 1]); });
 }
 // Wraps, as the vector instruction does.
 inline I16x16 operator+(I16x16 a, I16x16 b) {

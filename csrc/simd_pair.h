@@ -98,6 +98,8 @@ inline I8x64 abs_bytes(I8x64 a) { return {_mm512_abs_epi8(a.v)}; }
 inline I8x64 with_sign(I8x64 a, I8x64 sign_of) {
     return {_mm512_mask_sub_epi8(a.v, _mm512_movepi8_mask(sign_of.v), _mm512_setzero_si512(), a.v)};
 }
+inline I16x32 even_bytes(I8x64 a) { return {_mm512_srai_epi16(_mm512_slli_epi16(a.v, 8), 8)}; }
+inline I16x32 odd_bytes(I8x64 a) { return {_mm512_srai_epi16(a.v, 8)}; }
 inline I16x32 as_words(I8x64 a) { return {a.v}; }
 inline I16x32 operator+(I16x32 a, I16x32 b) { return {_mm512_add_epi16(a.v, b.v)}; }
 template <int Shift>
@@ -181,8 +183,10 @@ FINBACK_OF_HALVES(abs_bytes)
 FINBACK_OF_HALVES(as_float)
 FINBACK_OF_HALVES(as_words)
 FINBACK_OF_HALVES(dot_pairs)
+FINBACK_OF_HALVES(even_bytes)
 FINBACK_OF_HALVES(fma)
 FINBACK_OF_HALVES(max)
+FINBACK_OF_HALVES(odd_bytes)
 FINBACK_OF_HALVES(pair_up)
 FINBACK_OF_HALVES(settled)
 FINBACK_OF_HALVES(to_float)
@@ -360,6 +364,17 @@ inline I16x32 add_dot(const I16x32& sum, const I8x64& u, const int8_t* quad) {
     return settled(sum + dot_pairs(u, broadcast_quad<2>(quad)));
 #else
     return {add_dot(sum.lo, u.lo, quad), add_dot(sum.hi, u.hi, quad)};
+#endif
+}
+// Signed words times a pair of signed words.
+inline I32x8 add_dot(I32x8 sum, I16x16 w, const int16_t* pair) {
+    return settled(sum + dot_pairs(w, as_words(broadcast_quad(pair))));
+}
+inline I32x16 add_dot(const I32x16& sum, const I16x32& w, const int16_t* pair) {
+#if defined(__AVX512BW__)
+    return settled(sum + dot_pairs(w, as_words(broadcast_quad<2>(pair))));
+#else
+    return {add_dot(sum.lo, w.lo, pair), add_dot(sum.hi, w.hi, pair)};
 #endif
 }
 inline auto factors_of(I32x8 factors) { return pair_up(factors); }
