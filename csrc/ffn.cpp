@@ -96,8 +96,7 @@ Input input_of(const Work& work, const Run& run, size_t begin, size_t count) {
     return in;
 }
 
-template <class F>
-void hidden_item(const Work& work, const Run& run, size_t chunk, float* memory, F&& expect_next) {
+void hidden_item(const Work& work, const Run& run, size_t chunk, float* memory) {
     const size_t first = chunk * kHiddenChunk;
     const size_t rows = run.weights.gate.rows;
     const size_t width = rows - first < kHiddenChunk ? rows - first : kHiddenChunk;
@@ -107,9 +106,7 @@ void hidden_item(const Work& work, const Run& run, size_t chunk, float* memory, 
     for (size_t begin = 0; begin < run.count; begin += kTokenBlock) {
         const size_t count = run.count - begin < kTokenBlock ? run.count - begin : kTokenBlock;
         const Input in = input_of(work, run, begin, count);
-        expect(run.weights.up, run.expert, block);
         product(run.weights.gate, run.expert, block, end, in, {gate, kHiddenChunk, nullptr, nullptr, 0});
-        if (begin == 0) expect_next();
         product(run.weights.up, run.expert, block, end, in, {up, kHiddenChunk, nullptr, nullptr, 0});
         for (size_t t = 0; t < count; ++t)
             finish_hidden(gate + t * kHiddenChunk, up + t * kHiddenChunk, width, run.hidden, run.first_slot + begin + t,
@@ -136,13 +133,7 @@ void hidden_phase(Team& team, const Work& work, float* memory) {
         return i < shared ? shared_run(work) : routed_run(work, (i - shared) / per_run);
     };
     const auto chunk_of = [&](size_t i) { return i < shared ? i : (i - shared) % per_run; };
-    for_claimed(team, items, [&](size_t item, size_t after) {
-        hidden_item(work, run_of(item), chunk_of(item), memory, [&] {
-            if (after >= items) return;
-            const Run next = run_of(after);
-            expect(next.weights.gate, next.expert, chunk_of(after) * kHiddenChunk / kBlockRows);
-        });
-    });
+    for_claimed(team, items, [&](size_t item) { hidden_item(work, run_of(item), chunk_of(item), memory); });
     team.barrier();
 }
 
@@ -171,15 +162,12 @@ void combine(const Work& work, size_t token, size_t first, size_t width, const f
 size_t down_runs(const Work& work) { return work.plan.run_count + (work.call.shared != nullptr ? 1 : 0); }
 Run down_run(const Work& work, size_t i) { return i < work.plan.run_count ? routed_run(work, i) : shared_run(work); }
 
-void down_item(const Work& work, size_t chunk, size_t after, size_t rows, float* memory) {
+void down_item(const Work& work, size_t chunk, size_t rows, float* memory) {
     const size_t first = chunk * work.out_chunk;
     const size_t width = rows - first < work.out_chunk ? rows - first : work.out_chunk;
     const size_t block = first / kBlockRows, end = row_blocks(first + width), runs = down_runs(work);
     for (size_t i = 0; i < runs; ++i) {
-        const bool last = i + 1 == runs;
-        const Run run = down_run(work, i), next = down_run(work, last ? 0 : i + 1);
-        if (!last || after * work.out_chunk < rows)
-            expect(next.weights.down, next.expert, last ? after * work.out_chunk / kBlockRows : block);
+        const Run run = down_run(work, i);
         const size_t slot = (i < work.plan.run_count ? 0 : work.slots) + run.first_slot;
         product(run.weights.down, run.expert, block, end, run.hidden.rows(run.first_slot, run.count),
                 {memory + slot * work.out_chunk, work.out_chunk, nullptr, nullptr, 0});
@@ -190,7 +178,7 @@ void down_item(const Work& work, size_t chunk, size_t after, size_t rows, float*
 void down_phase(Team& team, const Work& work, float* memory) {
     const size_t rows = any_network(work.call).down.rows;
     const size_t items = ceil_div(rows, work.out_chunk);
-    for_claimed(team, items, [&](size_t item, size_t after) { down_item(work, item, after, rows, memory); });
+    for_claimed(team, items, [&](size_t item) { down_item(work, item, rows, memory); });
 }
 
 bool needs_groups(const GatedWeights* w) {

@@ -501,9 +501,4 @@ void product(const Weight& weight, size_t expert, size_t first, size_t end, cons
     if (in.n > 0) kMultiply[static_cast<int>(weight.format)]({weight, expert, in, out, first}, end);
 }
 
-void expect(const Weight& weight, size_t expert, size_t block) {
-    const uint8_t* head = weight.row_block(expert, block);
-    for (size_t i = 0; i < kPrefetchBytes; i += 64) prefetch(head + i);
-}
-
 }  // namespace finback::FINBACK_NAMESPACE

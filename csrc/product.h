@@ -28,8 +28,4 @@ struct Output {
 // whatever the other tokens, row blocks and threads are.
 void product(const Weight& weight, size_t expert, size_t first, size_t end, const Input& input, const Output& output);
 
-// Asks the memory for the beginning of a row block that this thread will multiply soon: without it a stream of weights
-// starts with a wait.
-void expect(const Weight& weight, size_t expert, size_t block);
-
 }  // namespace finback::FINBACK_NAMESPACE

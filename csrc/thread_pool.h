@@ -44,15 +44,10 @@ void run_on(int threads, F&& body) {
     run_team(threads, [](void* context, Team& team) { (*static_cast<F*>(context))(team); }, &body);
 }
 
-// body(item, after) for the items of [0, count) that this thread claims: `after` is the one that it will do next, or
-// count or more if there is none.
+// body(i) for the items of [0, count) that this thread claims.
 template <class F>
 void for_claimed(Team& team, size_t count, F&& body) {
-    for (size_t item = team.next_in_range(count); item < count;) {
-        const size_t after = team.next_in_range(count);
-        body(item, after);
-        item = after;
-    }
+    for (size_t i = team.next_in_range(count); i < count; i = team.next_in_range(count)) body(i);
 }
 
 // body(i) for i in [0, count), dynamically balanced; runs inline when threads == 1 or count == 1.
