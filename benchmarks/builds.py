@@ -1,0 +1,118 @@
+"""Builds of the kernels beside each other, taking turns every few tokens.
+
+    python -m benchmarks.builds MODEL old.so new.so --depth 512
+    python -m benchmarks.builds MODEL old.so new.so --depth 512 --prefill --turns 10
+
+From one run to the next, a shared machine changes its speed by more than most changes of a kernel are worth. So each
+build has a process of its own that has the model loaded; they take turns of a few tokens, or of one prompt, and each
+turn is compared with the first build's turn beside it. The median of those ratios tells one percent apart.
+A build is a copy of the extension module ``_native``; all of them run under the Python sources of this checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from benchmarks.peers import prompt_of
+
+TOKENS_PER_TURN = 6
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every build does in a turn: read a prompt of ``depth`` tokens, or go on with an answer behind it."""
+
+    model: str
+    depth: int
+    prefill: bool
+    turns: int
+    threads: int
+
+
+def use_build(path: str) -> None:
+    """Make ``import finback`` take its kernels from the extension module at ``path``."""
+    spec = importlib.util.spec_from_file_location("finback._native", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path} is not an extension module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["finback._native"] = module
+
+
+def run_turns(build: str, task: Task, turns: Connection) -> None:
+    """Body of a build's process: for each message a turn, and its seconds as the answer."""
+    use_build(build)
+    import finback
+    from finback.config import Settings
+    from finback.engine.request import SamplingParams
+
+    tokens, answer = prompt_of(task.depth), (task.turns + 1) * TOKENS_PER_TURN
+    plain = Settings(prefix_cache_mib=0, draft_tokens=0)
+    with finback.load(task.model, threads=task.threads, context=task.depth + answer + 64, settings=plain) as model:
+
+        def begin(length: int) -> None:
+            params = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
+            model.engine.add("bench", tokens, params)
+            while not any(output.tokens for output in model.engine.step()):
+                pass
+
+        begin(1 if task.prefill else answer)
+        turns.send(0.0)
+        while turns.recv():
+            start = time.perf_counter()
+            if task.prefill:
+                begin(1)
+            else:
+                for _ in range(TOKENS_PER_TURN):
+                    model.engine.step()
+            turns.send(time.perf_counter() - start)
+
+
+def measure(builds: list[str], task: Task) -> list[list[float]]:
+    """Seconds of each build's turns."""
+    context = multiprocessing.get_context("spawn")
+    ours: list[Connection] = []
+    for build in builds:
+        here, there = context.Pipe()
+        context.Process(target=run_turns, args=(build, task, there), daemon=True).start()
+        ours.append(here)
+        here.recv()
+    seconds: list[list[float]] = [[] for _ in builds]
+    for _ in range(task.turns):
+        for connection, times in zip(ours, seconds, strict=True):
+            connection.send(True)
+            times.append(connection.recv())
+    for connection in ours:
+        connection.send(False)
+    return seconds
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("builds", nargs="+", help="extension modules; the first one is what others are compared with")
+    parser.add_argument("--depth", type=int, default=16, help="tokens of the prompt")
+    parser.add_argument("--prefill", action="store_true", help="measure the prompt instead of the answer")
+    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    task = Task(arguments.model, arguments.depth, arguments.prefill, arguments.turns, arguments.threads)
+    seconds = measure(arguments.builds, task)
+    tokens = task.depth if task.prefill else TOKENS_PER_TURN
+    for build, times in zip(arguments.builds, seconds, strict=True):
+        ratio = statistics.median(mine / first for mine, first in zip(times, seconds[0], strict=True))
+        print(f"{Path(build).name:30} {tokens / statistics.median(times):8.2f} tokens/s "
+              f"(best {tokens / min(times):8.2f})  time against the first {ratio:6.3f}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
