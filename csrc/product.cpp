@@ -26,6 +26,7 @@ struct Tokens {
     const float* values[T];
 };
 
+// Up to the end of the last register tile.
 inline size_t padded_tokens(size_t tokens) { return ceil_div(tokens, kTileTokens) * kTileTokens; }
 
 // What one call multiplies, with the parts that do not change from row block to row block.

@@ -44,7 +44,7 @@ void run_on(int threads, F&& body) {
     run_team(threads, [](void* context, Team& team) { (*static_cast<F*>(context))(team); }, &body);
 }
 
-// body(i) for the items of [0, count) that this thread claims.
+// body(i) for the items of [0, count) that this thread claims: in order, so what it reads ahead is its own next item.
 template <class F>
 void for_claimed(Team& team, size_t count, F&& body) {
     for (size_t i = team.next_in_range(count); i < count; i = team.next_in_range(count)) body(i);
