@@ -2,11 +2,13 @@
 
     python -m benchmarks.builds MODEL old.so new.so --depth 512
     python -m benchmarks.builds MODEL old.so new.so --depth 512 --prefill --turns 10
+    python -m benchmarks.builds MODEL old.so new.so --depth 128 --batch 16
 
 From one run to the next, a shared machine changes its speed by more than most changes of a kernel are worth. So each
 build has a process of its own that has the model loaded; they take turns of a few tokens, or of one prompt, and each
 turn is compared with the first build's turn beside it. The median of those ratios tells one percent apart.
-A build is a copy of the extension module ``_native``; all of them run under the Python sources of this checkout.
+A build is a copy of the extension module ``_native``; all of them run under the Python sources of this checkout and on
+the same pack, so they must agree on its layout.
 """
 
 from __future__ import annotations
@@ -28,13 +30,19 @@ TOKENS_PER_TURN = 6
 
 @dataclass(frozen=True)
 class Task:
-    """What every build does in a turn: read a prompt of ``depth`` tokens, or go on with an answer behind it."""
+    """A turn of every build: reading ``batch`` prompts of ``depth`` tokens, or going on with answers to them."""
 
     model: str
     depth: int
+    batch: int
     prefill: bool
     turns: int
     threads: int
+
+    @property
+    def answer(self) -> int:
+        """Tokens that the first answer may need: it grows while the others read what the cache lacks."""
+        return (self.turns + 1) * TOKENS_PER_TURN + 8 * self.batch
 
 
 def use_build(path: str) -> None:
@@ -54,17 +62,24 @@ def run_turns(build: str, task: Task, turns: Connection) -> None:
     from finback.config import Settings
     from finback.engine.request import SamplingParams
 
-    tokens, answer = prompt_of(task.depth), (task.turns + 1) * TOKENS_PER_TURN
-    plain = Settings(prefix_cache_mib=0, draft_tokens=0)
-    with finback.load(task.model, threads=task.threads, context=task.depth + answer + 64, settings=plain) as model:
+    prompts = [prompt_of(task.depth + i)[i:] for i in range(task.batch)]
+    # A prompt is read again and again; answers begin together when the cache holds what is before them.
+    cache = 0 if task.prefill else 1 << 24
+    settings = Settings(prefix_cache_mib=cache, draft_tokens=0, max_requests=task.batch)
+    context = task.depth + task.answer + 64
+    with finback.load(task.model, threads=task.threads, context=context, settings=settings) as model:
 
         def begin(length: int) -> None:
             params = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
-            model.engine.add("bench", tokens, params)
-            while not any(output.tokens for output in model.engine.step()):
-                pass
+            for i, prompt in enumerate(prompts):
+                model.engine.add(str(i), prompt, params)
+            waiting = {str(i) for i in range(task.batch)}
+            while waiting:
+                waiting -= {output.request_id for output in model.engine.step() if output.tokens}
 
-        begin(1 if task.prefill else answer)
+        begin(1)
+        if not task.prefill:
+            begin(task.answer)
         turns.send(0.0)
         while turns.recv():
             start = time.perf_counter()
@@ -101,13 +116,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("builds", nargs="+", help="extension modules; the first one is what others are compared with")
     parser.add_argument("--depth", type=int, default=16, help="tokens of the prompt")
+    parser.add_argument("--batch", type=int, default=1, help="answers at once, or prompts")
     parser.add_argument("--prefill", action="store_true", help="measure the prompt instead of the answer")
     parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    task = Task(arguments.model, arguments.depth, arguments.prefill, arguments.turns, arguments.threads)
+    task = Task(**{name: value for name, value in vars(arguments).items() if name != "builds"})
     seconds = measure(arguments.builds, task)
-    tokens = task.depth if task.prefill else TOKENS_PER_TURN
+    tokens = task.batch * (task.depth if task.prefill else TOKENS_PER_TURN)
     for build, times in zip(arguments.builds, seconds, strict=True):
         ratio = statistics.median(mine / first for mine, first in zip(times, seconds[0], strict=True))
         print(f"{Path(build).name:30} {tokens / statistics.median(times):8.2f} tokens/s "

@@ -1,8 +1,9 @@
 // The weight formats and the one tile layout that every instruction set reads.
 //
-// A weight [rows, cols] is cut into row blocks of 8 rows (the last one padded with zero rows). A row block is a plain
-// sequence of tiles, one per published block of columns, so a product reads memory front to back and an integer format
-// takes exactly as many bytes as it was published with. Inside a tile, for every group of 32 columns:
+// A weight [rows, cols] is cut into row blocks of 8 rows, two of which are a pair (the last one padded with zero rows).
+// A row block is a sequence of tiles, one per published block of columns, so an integer format takes exactly as many
+// bytes as it was published with. The tiles of a pair's two row blocks alternate, so a product that takes both side by
+// side reads memory front to back, in one stream. Inside a tile, for every group of 32 columns:
 //
 //   "quad" j (0..7) is columns 4j..4j+3; one 32-byte vector holds a quad of all 8 rows: byte 4r+i = row r, column 4j+i.
 //   A plane of b bits (1, 2, 4 or 8) is b vectors; bits bt .. bt+b-1 of vector v are quad v + bt.
@@ -18,8 +19,9 @@
 // Six-bit pairs (a, b) of group g and row r: byte 8g+r = low nibbles (a | b << 4); byte 64 + 8(g mod 4) + r holds the
 // upper two bits, (a | b << 2), in its low nibble for g < 4 and in its high nibble for g >= 4.
 //
-// Float formats: f32, f16, bf16 have one tile per column (8 values); f8_e4m3 has tiles of up to 128 columns, quads as
-// above (columns padded to 4), followed by the 8 rows' float32 scales for those columns.
+// Float formats: f32, f16, bf16 have one tile per column (8 values); f8_e4m3 one per quad (columns padded to 4), and
+// behind the pair's tiles of up to 128 columns one more of each row block with the 8 rows' float32 scales for those
+// columns.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +34,7 @@
 namespace finback {
 
 inline constexpr size_t kBlockRows = 8;   // rows of a row block
+inline constexpr size_t kPairRows = 16;   // rows of a pair
 inline constexpr size_t kGroupCols = 32;  // columns that share an activation scale
 inline constexpr size_t kFp8ScaleCols = 128;
 
@@ -67,9 +70,16 @@ FINBACK_INLINE constexpr size_t row_block_bytes(Format format, size_t cols) {
     if (format != Format::f8_e4m3) return row_bytes(format, cols) * kBlockRows;
     return ceil_div(cols, 4) * 4 * kBlockRows + ceil_div(cols, kFp8ScaleCols) * kBlockRows * sizeof(float);
 }
+// Where in its pair a row block (0 or 1) has the tile whose first column is `first`; of f8_e4m3, the first of the tiles
+// that are scaled together.
+FINBACK_INLINE constexpr size_t tile_offset(Format format, size_t row_block, size_t first) {
+    const size_t tile = format == Format::f8_e4m3 ? 4 * kBlockRows : tile_bytes(format);
+    return 2 * row_block_bytes(format, first) + row_block * tile;
+}
 FINBACK_INLINE constexpr size_t row_blocks(size_t rows) { return ceil_div(rows, kBlockRows); }
+FINBACK_INLINE constexpr size_t row_pairs(size_t rows) { return ceil_div(rows, kPairRows); }
 FINBACK_INLINE constexpr size_t packed_bytes(Format format, size_t rows, size_t cols, size_t experts) {
-    return row_block_bytes(format, cols) * row_blocks(rows) * experts;
+    return 2 * row_block_bytes(format, cols) * row_pairs(rows) * experts;
 }
 
 // A packed weight [experts, rows, cols]: what the kernels see of a Matrix. Does not own its bytes.
@@ -81,8 +91,9 @@ struct Weight {
     const uint8_t* data = nullptr;
 
     FINBACK_INLINE size_t block_stride() const { return row_block_bytes(format, cols); }
-    FINBACK_INLINE const uint8_t* row_block(size_t expert, size_t block) const {
-        return data + (expert * row_blocks(rows) + block) * block_stride();
+    // The pair that a row block belongs to.
+    FINBACK_INLINE const uint8_t* pair_of(size_t expert, size_t block) const {
+        return data + (expert * row_pairs(rows) + block / 2) * 2 * block_stride();
     }
 };
 

@@ -11,7 +11,7 @@
 namespace finback {
 namespace {
 
-constexpr size_t kRowBlocksPerItem = 8;
+constexpr size_t kPairsPerItem = 4;
 
 size_t subscale_bytes(Format format) {
     switch (format) {
@@ -63,7 +63,6 @@ void put_scales(Format format, const uint8_t* block, uint8_t* to, size_t row) {
 void pack_integer_tile(Format format, const uint8_t* const* blocks, size_t rows, uint8_t* tile) {
     const size_t groups = info(format).block_cols / kGroupCols;
     uint8_t codes[256];
-    std::memset(tile, 0, tile_bytes(format));
     for (size_t row = 0; row < rows; ++row) {
         published_codes(format, blocks[row], codes);
         for (size_t g = 0; g < groups; ++g)
@@ -72,71 +71,81 @@ void pack_integer_tile(Format format, const uint8_t* const* blocks, size_t rows,
     }
 }
 
-void pack_integer_block(const PublishedWeight& w, const uint8_t* first_row, size_t rows, uint8_t* out) {
-    const FormatInfo& f = info(w.format);
+// The first `rows` rows of a row block, to their tiles among those of a pair; `half` says which row block it is.
+struct BlockRows {
+    const PublishedWeight& weight;
+    size_t first;  // counted over all experts
+    size_t rows;
+    size_t half;
+    uint8_t* pair;
+
+    const uint8_t* row(size_t i) const { return weight.data + (first + i) * row_bytes(weight.format, weight.cols); }
+    uint8_t* tile(size_t column) const { return pair + tile_offset(weight.format, half, column); }
+};
+
+void pack_integers(const BlockRows& block) {
+    const Format format = block.weight.format;
+    const FormatInfo& f = info(format);
     const uint8_t* blocks[kBlockRows];
-    for (size_t tile = 0; tile < w.cols / f.block_cols; ++tile, out += tile_bytes(w.format)) {
-        for (size_t row = 0; row < rows; ++row)
-            blocks[row] = first_row + row * row_bytes(w.format, w.cols) + tile * f.block_bytes;
-        pack_integer_tile(w.format, blocks, rows, out);
+    for (size_t k = 0; k < block.weight.cols; k += f.block_cols) {
+        for (size_t i = 0; i < block.rows; ++i) blocks[i] = block.row(i) + k / f.block_cols * f.block_bytes;
+        pack_integer_tile(format, blocks, block.rows, block.tile(k));
     }
 }
 
 template <size_t Bytes>
-void pack_float_block(const uint8_t* first_row, size_t rows, size_t cols, uint8_t* out) {
-    if (rows < kBlockRows) std::memset(out, 0, cols * Bytes * kBlockRows);
-    for (size_t row = 0; row < rows; ++row)
-        for (size_t k = 0; k < cols; ++k)
-            std::memcpy(out + (k * kBlockRows + row) * Bytes, first_row + (row * cols + k) * Bytes, Bytes);
-}
-
-void pack_fp8_block(const uint8_t* first_row, const float* scales, size_t rows, size_t cols, uint8_t* out) {
-    std::memset(out, 0, row_block_bytes(Format::f8_e4m3, cols));
-    for (size_t tile = 0; tile * kFp8ScaleCols < cols; ++tile) {
-        const size_t first = tile * kFp8ScaleCols;
-        const size_t width = std::min(kFp8ScaleCols, cols - first);
-        const size_t code_bytes = ceil_div(width, 4) * 4 * kBlockRows;
-        for (size_t row = 0; row < rows; ++row) {
-            for (size_t k = 0; k < width; k += 4)
-                std::memcpy(out + k * kBlockRows + 4 * row, first_row + row * cols + first + k,
-                            std::min<size_t>(4, width - k));
-            std::memcpy(out + code_bytes + 4 * row, scales + row * ceil_div(cols, kFp8ScaleCols) + tile, 4);
-        }
-        out += code_bytes + kBlockRows * sizeof(float);
+void pack_floats(const BlockRows& block) {
+    for (size_t i = 0; i < block.rows; ++i) {
+        uint8_t* out = block.tile(0) + i * Bytes;
+        const uint8_t* row = block.row(i);
+        for (size_t k = 0; k < block.weight.cols; ++k) std::memcpy(out + k * kPairRows * Bytes, row + k * Bytes, Bytes);
     }
 }
 
-void pack_row_block(const PublishedWeight& w, size_t expert, size_t block, uint8_t* out) {
-    const size_t first = expert * w.rows + block * kBlockRows;
-    const size_t rows = std::min(kBlockRows, w.rows - block * kBlockRows);
-    const uint8_t* source = w.data + first * row_bytes(w.format, w.cols);
-    switch (w.format) {
+void pack_fp8(const BlockRows& block) {
+    const size_t cols = block.weight.cols, scale_cols = ceil_div(cols, kFp8ScaleCols);
+    for (size_t first = 0; first < cols; first += kFp8ScaleCols) {
+        const size_t width = std::min(kFp8ScaleCols, cols - first);
+        uint8_t* tile = block.tile(first);
+        for (size_t i = 0; i < block.rows; ++i) {
+            for (size_t k = 0; k < width; k += 4)
+                std::memcpy(tile + k * kPairRows + 4 * i, block.row(i) + first + k, std::min<size_t>(4, width - k));
+            const float* scale = block.weight.scales + (block.first + i) * scale_cols + first / kFp8ScaleCols;
+            std::memcpy(tile + ceil_div(width, 4) * 4 * kPairRows + 4 * i, scale, 4);
+        }
+    }
+}
+
+void pack_block(const BlockRows& block) {
+    switch (block.weight.format) {
         case Format::f32:
-            pack_float_block<4>(source, rows, w.cols, out);
-            return;
+            return pack_floats<4>(block);
         case Format::f16:
         case Format::bf16:
-            pack_float_block<2>(source, rows, w.cols, out);
-            return;
+            return pack_floats<2>(block);
         case Format::f8_e4m3:
-            pack_fp8_block(source, w.scales + first * ceil_div(w.cols, kFp8ScaleCols), rows, w.cols, out);
-            return;
+            return pack_fp8(block);
         default:
-            pack_integer_block(w, source, rows, out);
-            return;
+            return pack_integers(block);
+    }
+}
+
+void pack_pair(const PublishedWeight& w, size_t expert, size_t pair, uint8_t* out) {
+    std::memset(out, 0, 2 * row_block_bytes(w.format, w.cols));
+    for (size_t half = 0; half < 2; ++half) {
+        const size_t first = pair * kPairRows + half * kBlockRows;
+        if (first < w.rows) pack_block({w, expert * w.rows + first, std::min(kBlockRows, w.rows - first), half, out});
     }
 }
 
 }  // namespace
 
 void pack(const PublishedWeight& source, uint8_t* tiles) {
-    const size_t blocks = row_blocks(source.rows);
-    const size_t all = blocks * source.experts;
-    const size_t stride = row_block_bytes(source.format, source.cols);
-    parallel_for(thread_count(), ceil_div(all, kRowBlocksPerItem), [&](size_t item) {
-        const size_t end = std::min(all, (item + 1) * kRowBlocksPerItem);
-        for (size_t i = item * kRowBlocksPerItem; i < end; ++i)
-            pack_row_block(source, i / blocks, i % blocks, tiles + i * stride);
+    const size_t pairs = row_pairs(source.rows), all = pairs * source.experts;
+    const size_t stride = 2 * row_block_bytes(source.format, source.cols);
+    parallel_for(thread_count(), ceil_div(all, kPairsPerItem), [&](size_t item) {
+        const size_t end = std::min(all, (item + 1) * kPairsPerItem);
+        for (size_t i = item * kPairsPerItem; i < end; ++i) pack_pair(source, i / pairs, i % pairs, tiles + i * stride);
     });
 }
 

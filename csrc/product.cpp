@@ -1,8 +1,8 @@
 // See product.h.
 //
 // Few tokens stream the weights: unpack a group, multiply, go on; memory is the limit. More tokens share the unpacking:
-// a panel of two row blocks and some columns is unpacked into the first-level cache, then all tokens go over it, a tile
-// at a time. Sums wait in memory between panels, in float32, so cutting the columns changes no result.
+// a panel of a pair of row blocks and some columns is unpacked into the first-level cache, then all tokens go over it,
+// a tile at a time. Sums wait in memory between panels, in float32, so cutting the columns changes no result.
 #include "product.h"
 
 #include "micro.h"
@@ -37,12 +37,14 @@ struct Job {
     const Output& out;
     size_t first;  // row block that output row 0 belongs to
 
-    const uint8_t* tiles(size_t block) const { return weight.row_block(expert, block); }
-    // The tiles of row blocks block .. block + N - 1; those at `end` and beyond repeat the last one.
+    const uint8_t* pair(size_t block) const { return weight.pair_of(expert, block); }
+    // The tiles of row blocks block .. block + N - 1, an even block if N is 2, whose first column is `first`; beyond
+    // `end` they are some of the last pair's.
     template <size_t N>
-    Places<N> places(size_t block, size_t end) const {
+    Places<N> places(Format format, size_t block, size_t end, size_t first) const {
+        const uint8_t* tiles = pair(block < end ? block : end - 1);
         Places<N> p;
-        for (size_t r = 0; r < N; ++r) p.at[r] = tiles(block + r < end ? block + r : end - 1);
+        for (size_t r = 0; r < N; ++r) p.at[r] = tiles + tile_offset(format, (block + r) % 2, first);
         return p;
     }
     size_t row_of_input(size_t token) const {
@@ -108,32 +110,22 @@ void store_tile(const Job& job, size_t block, size_t end, size_t begin, size_t c
 
 // ---- columns of float formats
 
-// Where column `first` begins in a row block; a multiple of 128 for f8_e4m3.
-template <Format F, size_t N>
-inline Places<N> columns_at(Places<N> tiles, size_t first) {
-    if constexpr (F == Format::f8_e4m3)
-        return tiles + first / kFp8ScaleCols * (kFp8ScaleCols + sizeof(float)) * kBlockRows;
-    return tiles + first * info(F).block_bytes * kBlockRows;
-}
-
-// Column k + I of N row blocks; k is a multiple of 4. f8_e4m3 pads with zeros to 4 columns, the others have no more
-// than they have.
+// Column k + I behind the first tiles of N row blocks; k is a multiple of 4. f8_e4m3 pads with zeros to 4 columns, the
+// others have no more than they have.
 template <Format F, int I, size_t N>
 inline Floats<N> column(Places<N> at, size_t k) {
-    if constexpr (F == Format::f8_e4m3)
-        return load_each(at + k * kBlockRows, [](const uint8_t* p) { return fp8_to_float<I>(load_bytes(p)); });
-    else
-        return load_each(at + (k + I) * info(F).block_bytes * kBlockRows, [](const uint8_t* p) {
-            if constexpr (F == Format::f32) return load(reinterpret_cast<const float*>(p));
-            if constexpr (F == Format::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
-            return load_bf16(reinterpret_cast<const uint16_t*>(p));
-        });
+    if constexpr (F == Format::f8_e4m3) return fp8_to_float<I>(load_bytes(at + k * kPairRows));
+    return load_each(at + (k + I) * 2 * tile_bytes(F), [](const uint8_t* p) {
+        if constexpr (F == Format::f32) return load(reinterpret_cast<const float*>(p));
+        if constexpr (F == Format::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
+        return load_bf16(reinterpret_cast<const uint16_t*>(p));
+    });
 }
 
 // The rows' scales behind `count` columns of f8_e4m3.
 template <size_t N>
 inline Floats<N> fp8_scale(Places<N> at, size_t count) {
-    return load_each(at + ceil_div(count, 4) * 4 * kBlockRows,
+    return load_each(at + ceil_div(count, 4) * 4 * kPairRows,
                      [](const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); });
 }
 
@@ -145,42 +137,47 @@ inline void for_runs(size_t cols, size_t step, Body body) {
 
 // ---- few tokens: straight from the tiles
 
-// The next bytes of N streams of weights, `ahead` of their place. Reading past the end of a weight is harmless: a
-// prefetch never faults.
-template <size_t Bytes, size_t Step = 64, size_t N>
-FINBACK_INLINE void prefetch_ahead(Places<N> p, size_t ahead) {
-    for (const uint8_t* at : p.at)
-        for (size_t i = 0; i < Bytes; i += Step) prefetch(at + ahead + i);
-}
-// How far ahead at `offset` of row blocks of which `count` are read side by side: what follows a block in memory is its
-// neighbour, which is being read too.
-inline size_t prefetch_distance(size_t offset, size_t block_bytes, size_t count) {
-    return kPrefetchBytes + (offset + kPrefetchBytes < block_bytes ? 0 : (count - 1) * block_bytes);
+// The next bytes of a stream of weights. Reading past the end of a weight is harmless: a prefetch never faults.
+template <size_t Bytes, size_t Step = 64>
+FINBACK_INLINE void prefetch_ahead(const uint8_t* at) {
+    for (size_t i = 0; i < Bytes; i += Step) prefetch(at + kPrefetchBytes + i);
 }
 
+// The tiles of N row blocks, side by side, by the groups of tokens that begin at `at`.
 template <Format F, size_t N, int T>
-FINBACK_INLINE void stream_integers(Places<N> tile, size_t cols, const Tokens<T>& tokens, Sums<N, T>& sums) {
-    constexpr size_t groups = info(F).block_cols / kGroupCols;
+FINBACK_INLINE void stream_tile(Places<N> tile, const Tokens<T>& tokens, size_t at, Sums<N, T>& sums) {
+    constexpr size_t groups = info(F).block_cols / kGroupCols, bytes = N * tile_bytes(F) / groups;
     // Eight bits pass faster than lines can be asked for one by one; their neighbours come along.
     constexpr size_t step = info(F).code_bits == 8 && T == 1 ? 128 : 64;
-    const size_t block_bytes = row_block_bytes(F, cols);
-    size_t at = 0;
-    for (size_t offset = 0; offset < block_bytes; offset += tile_bytes(F)) {
-        const size_t ahead = prefetch_distance(offset, block_bytes, N);
-        TileScales<F, N> shared;
-        read_scales<F, N>(tile, shared);
-        for (size_t g = 0; g < groups; ++g, ++at) {
-            prefetch_ahead<tile_bytes(F) / groups, step>(tile + g * (tile_bytes(F) / groups), ahead);
-            Group<F, N> group;
-            unpack_group<F, N>(tile, shared, g, group);
-            add_group<F, N, T>(group, tokens.groups, at, sums);
-        }
-        tile = tile + tile_bytes(F);
+    TileScales<F, N> shared;
+    read_scales<F, N>(tile, shared);
+    for (size_t g = 0; g < groups; ++g) {
+        prefetch_ahead<bytes, step>(tile.at[0] + g * bytes);
+        Group<F, N> group;
+        unpack_group<F, N>(tile, shared, g, group);
+        add_group<F, N, T>(group, tokens.groups, at + g, sums);
     }
 }
 
-// A float format has one chain of additions for each vector and token: R vectors of N row blocks hide each other's
-// latency.
+// A pair of row blocks. One or two tokens gain nothing from two row blocks in one register, so they take the tiles in
+// the order of memory.
+template <Format F, int T>
+void stream_integers(const Job& job, size_t block, size_t end, size_t begin, size_t count, const Tokens<T>& tokens) {
+    constexpr size_t n = T <= 2 ? 1 : 2, groups = info(F).block_cols / kGroupCols;
+    const uint8_t* tile = job.pair(block);
+    Sums<n, T> sums[2 / n] = {};
+    for (size_t at = 0; at < job.weight.cols / kGroupCols; at += groups, tile += 2 * tile_bytes(F)) {
+        if constexpr (n == 1) {
+            stream_tile<F, 1, T>({tile}, tokens, at, sums[0]);
+            stream_tile<F, 1, T>({tile + tile_bytes(F)}, tokens, at, sums[1]);
+        } else {
+            stream_tile<F, 2, T>({tile, tile + tile_bytes(F)}, tokens, at, sums[0]);
+        }
+    }
+    for (size_t r = 0; r < 2 / n; ++r) store_tile(job, block + r, end, begin, count, sums[r]);
+}
+
+// A float format has one chain of additions for each token and each of R vectors of N row blocks.
 template <Format F, int I, int R, size_t N, int T>
 inline void stream_column(const Places<N> (&at)[R], const float* const (&x)[T], size_t k, Sums<N, T> (&sums)[R]) {
     Floats<N> w[R];
@@ -197,11 +194,12 @@ inline void stream_column(const Places<N> (&at)[R], const float* const (&x)[T], 
 template <Format F, int R, size_t N, int T>
 inline void stream_columns(const Places<N> (&at)[R], const float* const (&x)[T], size_t count, size_t ahead,
                            Sums<N, T> (&sums)[R]) {
-    constexpr size_t bytes = info(F).block_bytes * kBlockRows;
+    constexpr size_t bytes = info(F).block_bytes * kPairRows;
+    constexpr int vectors_of_pair = 2 / N;
     size_t k = 0;
     for (; k + 4 <= count; k += 4) {
         FINBACK_UNROLL(4)
-        for (int r = 0; r < R; ++r) prefetch_ahead<4 * bytes>(at[r] + k * bytes, ahead);
+        for (int r = 0; r < R; r += vectors_of_pair) prefetch_ahead<4 * bytes>(at[r].at[0] + k * bytes + ahead);
         stream_column<F, 0>(at, x, k, sums);
         stream_column<F, 1>(at, x, k, sums);
         stream_column<F, 2>(at, x, k, sums);
@@ -210,17 +208,22 @@ inline void stream_columns(const Places<N> (&at)[R], const float* const (&x)[T],
     if (k < count) stream_column<F, 0>(at, x, k, sums);
     if (k + 1 < count) stream_column<F, 1>(at, x, k, sums);
     if (k + 2 < count) stream_column<F, 2>(at, x, k, sums);
+    if constexpr (F == Format::f8_e4m3)  // a missing line, the scales', costs as much as all columns
+        for (int r = 0; r < R; r += vectors_of_pair) prefetch_ahead<64>(at[r].at[0] + k * bytes + ahead);
 }
 
+// Row blocks block .. block + R * N - 1; those from `end` on are read again from the last pair.
 template <Format F, int R, size_t N, int T>
-void stream_floats(const Places<N> (&blocks)[R], size_t cols, const Tokens<T>& tokens, Sums<N, T> (&sums)[R]) {
-    for_runs(cols, kFloatPanelCols, [&](size_t first, size_t count) {
+void stream_floats(const Job& job, size_t block, size_t end, const Tokens<T>& tokens, Sums<N, T> (&sums)[R]) {
+    const size_t pair_bytes = 2 * job.weight.block_stride();
+    for_runs(job.weight.cols, kFloatPanelCols, [&](size_t first, size_t count) {
         Places<N> at[R];
         const float* x[T];
-        for (int r = 0; r < R; ++r) at[r] = columns_at<F>(blocks[r], first);
+        for (size_t r = 0; r < R; ++r) at[r] = job.places<N>(F, block + r * N, end, first);
         for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
-        const size_t offset = static_cast<size_t>(at[0].at[0] - blocks[0].at[0]);
-        const size_t ahead = prefetch_distance(offset, row_block_bytes(F, cols), R * N);
+        // What follows a pair in memory is its neighbour, which is being read too.
+        const size_t neighbours = R * N / 2 - 1;
+        const size_t ahead = 2 * row_block_bytes(F, first) + kPrefetchBytes < pair_bytes ? 0 : neighbours * pair_bytes;
         if constexpr (F == Format::f8_e4m3) {
             Sums<N, T> part[R] = {};
             stream_columns<F>(at, x, count, ahead, part);
@@ -233,21 +236,16 @@ void stream_floats(const Places<N> (&blocks)[R], size_t cols, const Tokens<T>& t
 
 template <Format F, int T>
 void stream_tokens(const Job& job, size_t first, size_t end, size_t begin, size_t count) {
-    constexpr size_t n = T <= 2 ? 1 : 2;  // one stream of weights is read faster than two, two share the activations
     const Tokens<T> tokens = job.tokens<T, is_integer(F)>(begin, count);
     if constexpr (is_integer(F)) {
-        for (size_t block = first; block < end; block += n) {
-            Sums<n, T> sums{};
-            stream_integers<F, n, T>(job.places<n>(block, end), job.weight.cols, tokens, sums);
-            store_tile(job, block, end, begin, count, sums);
-        }
+        for (size_t block = first; block < end; block += 2) stream_integers<F>(job, block, end, begin, count, tokens);
     } else {
-        constexpr int vectors = T <= 2 ? static_cast<int>(blocks_together(F)) : 1;
+        // Memory brings a pair of f8_e4m3 faster than one chain of additions takes it.
+        constexpr bool chains = F == Format::f8_e4m3 && T <= 2;
+        constexpr size_t n = chains ? 1 : 2, vectors = chains ? blocks_together(F) : 1;
         for (size_t block = first; block < end; block += n * vectors) {
-            Places<n> places[vectors];
-            for (size_t r = 0; r < vectors; ++r) places[r] = job.places<n>(block + n * r, end);
             Sums<n, T> sums[vectors] = {};
-            stream_floats<F>(places, job.weight.cols, tokens, sums);
+            stream_floats<F>(job, block, end, tokens, sums);
             for (size_t r = 0; r < vectors; ++r) store_tile(job, block + n * r, end, begin, count, sums[r]);
         }
     }
@@ -270,17 +268,16 @@ void stream(const Job& job, size_t first, size_t end, size_t begin, size_t count
     }
 }
 
-// ---- many tokens: panels of two row blocks
+// ---- many tokens: panels of a pair of row blocks
 
 template <Format F>
 struct IntegerPanel {
     static constexpr size_t kCols = kIntegerPanelCols;
     Group<F, 2> groups[kCols / kGroupCols];
 
-    void load(Places<2> tiles, size_t first, size_t count) {
+    void load(Places<2> tile, size_t count) {
         constexpr size_t per_tile = info(F).block_cols / kGroupCols;
-        Places<2> tile = tiles + first / info(F).block_cols * tile_bytes(F);
-        for (size_t g = 0; g < count / kGroupCols; g += per_tile, tile = tile + tile_bytes(F)) {
+        for (size_t g = 0; g < count / kGroupCols; g += per_tile, tile = tile + 2 * tile_bytes(F)) {
             TileScales<F, 2> shared;
             read_scales<F, 2>(tile, shared);
             for (size_t i = 0; i < per_tile; ++i) unpack_group<F, 2>(tile, shared, i, groups[g + i]);
@@ -316,9 +313,8 @@ struct WordPanel {
         }
     }
 
-    void load(Places<2> tiles, size_t first, size_t count) {
-        Places<2> tile = tiles + first / kGroupCols * tile_bytes(F);
-        for (size_t g = 0; g < count / kGroupCols; ++g, tile = tile + tile_bytes(F)) {
+    void load(Places<2> tile, size_t count) {
+        for (size_t g = 0; g < count / kGroupCols; ++g, tile = tile + 2 * tile_bytes(F)) {
             for (size_t j = 0; j < 8; ++j) {
                 const Bytes<2> quads = load_bytes(tile + 32 * j);
                 words[g][j] = even_bytes(quads);
@@ -355,8 +351,7 @@ struct FloatPanel {
     F32x16 columns[kCols];
     F32x16 scale;
 
-    void load(Places<2> tiles, size_t first, size_t count) {
-        const Places<2> at = columns_at<F>(tiles, first);
+    void load(Places<2> at, size_t count) {
         size_t k = 0;
         for (; k + 4 <= count; k += 4) {
             columns[k] = column<F, 0>(at, k);
@@ -388,30 +383,25 @@ template <Format F>
 using Panel = std::conditional_t<kind(F) == Kind::byte, WordPanel<F>,
                                  std::conditional_t<is_integer(F), IntegerPanel<F>, FloatPanel<F>>>;
 
-// Two pieces of weights to ask for while the tokens pass over the present panel.
+// Weights to ask for while the tokens pass over the present panel.
 struct Upcoming {
-    const uint8_t* at[2] = {nullptr, nullptr};
+    const uint8_t* at = nullptr;
     size_t bytes = 0;
 
     // The share of step `step` of `steps`.
     FINBACK_INLINE void prefetch_share(size_t step, size_t steps) const {
         const size_t lines = ceil_div(bytes, 64);
-        for (const uint8_t* p : at)
-            for (size_t i = lines * step / steps; i < lines * (step + 1) / steps; ++i) prefetch(p + 64 * i);
+        for (size_t i = lines * step / steps; i < lines * (step + 1) / steps; ++i) prefetch(at + 64 * i);
     }
 };
 
-// What a panel of row blocks `block`, `block` + 1 and the columns from `first` on reads.
+// What the panel of a pair and the columns from `first` on reads.
 template <Format F>
-Upcoming upcoming(const Job& job, size_t block, size_t end, size_t first) {
-    Upcoming coming;
-    if (block >= end || first >= job.weight.cols) return coming;
+Upcoming upcoming(const Job& job, size_t block, size_t first) {
+    if (first >= job.weight.cols) return {};
     const size_t left = job.weight.cols - first;
-    const size_t cols = left < Panel<F>::kCols ? left : Panel<F>::kCols;
-    const Places<2> places = job.places<2>(block, end);
-    for (size_t r = 0; r < 2; ++r) coming.at[r] = places.at[r] + first / info(F).block_cols * tile_bytes(F);
-    coming.bytes = cols / info(F).block_cols * tile_bytes(F);
-    return coming;
+    return {job.pair(block) + 2 * row_block_bytes(F, first),
+            2 * row_block_bytes(F, left < Panel<F>::kCols ? left : Panel<F>::kCols)};
 }
 
 template <Format F, int T>
@@ -455,9 +445,9 @@ void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, siz
     for_runs(job.weight.cols, Panel<F>::kCols, [&](size_t first, size_t cols) {
         if constexpr (kind(F) == Kind::byte) panel.widen_tokens(job, begin, tokens, first, cols);
         for (size_t pair = 0; pair < pairs; ++pair) {
-            panel.load(job.places<2>(block + 2 * pair, end), first, cols);
-            const Upcoming next = pair + 1 < pairs ? upcoming<F>(job, block + 2 * (pair + 1), end, first)
-                                                   : upcoming<F>(job, block, end, first + cols);
+            panel.load(job.places<2>(F, block + 2 * pair, end, first), cols);
+            const Upcoming next = pair + 1 < pairs ? upcoming<F>(job, block + 2 * (pair + 1), first)
+                                                   : upcoming<F>(job, block, first + cols);
             multiply_panel<F>(panel, job, begin, tokens, first, cols, next, waiting[pair]);
         }
     });

@@ -24,8 +24,8 @@ struct Output {
     size_t add_stride = 0;
 };
 
-// Row blocks [first, end) of one expert of the weight. Each result is computed in the same order of operations
-// whatever the other tokens, row blocks and threads are.
+// Row blocks [first, end) of one expert of the weight, whole pairs but for the weight's last. Each result is computed
+// in the same order of operations whatever the other tokens, row blocks and threads are.
 void product(const Weight& weight, size_t expert, size_t first, size_t end, const Input& input, const Output& output);
 
 }  // namespace finback::FINBACK_NAMESPACE

@@ -127,6 +127,12 @@ inline I16x32 pair_up(I32x16 a) {
 }
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline F32x16 as_float(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
+template <int I>
+inline F32x16 fp8_to_float(I8x64 a) {
+    const __m512i top = _mm512_slli_epi32(a.v, 24 - 8 * I);
+    const __m512i bits = _mm512_and_si512(_mm512_srai_epi32(top, 4), _mm512_set1_epi32(static_cast<int>(0x87f00000u)));
+    return {_mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f))};
+}
 inline F32x16 set1_twice(float x) { return {_mm512_set1_ps(x)}; }
 inline I32x16 set1_twice(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I16x32 set1_twice(int16_t x) { return {_mm512_set1_epi16(x)}; }
@@ -207,6 +213,10 @@ inline Twice<V> shift_left(const Twice<V>& a) {
 template <int Shift, class V>
 inline Twice<V> shift_right(const Twice<V>& a) {
     return {shift_right<Shift>(a.lo), shift_right<Shift>(a.hi)};
+}
+template <int I>
+inline F32x16 fp8_to_float(const I8x64& a) {
+    return {fp8_to_float<I>(a.lo), fp8_to_float<I>(a.hi)};
 }
 inline I8x64 look_up(const uint8_t* table16, I8x64 codes) {
     return {look_up(table16, codes.lo), look_up(table16, codes.hi)};

@@ -116,40 +116,37 @@ void unpack_integer_tile(Format format, const uint8_t* tile, size_t row, float* 
     }
 }
 
-void unpack_fp8_row(const uint8_t* block, size_t row, size_t cols, float* out) {
-    for (size_t first = 0; first < cols; first += kFp8ScaleCols) {
-        const size_t width = std::min(kFp8ScaleCols, cols - first);
-        const size_t code_bytes = ceil_div(width, 4) * 4 * kBlockRows;
-        float scale;
-        std::memcpy(&scale, block + code_bytes + 4 * row, sizeof scale);
-        for (size_t k = 0; k < width; ++k) *out++ = fp8_float(block[(k / 4) * 32 + 4 * row + k % 4]) * scale;
-        block += code_bytes + kBlockRows * sizeof(float);
-    }
+void unpack_fp8_tiles(const uint8_t* tile, size_t row, size_t width, float* out) {
+    float scale;
+    std::memcpy(&scale, tile + ceil_div(width, 4) * 4 * kPairRows + 4 * row, sizeof scale);
+    for (size_t k = 0; k < width; ++k) out[k] = fp8_float(tile[k / 4 * 4 * kPairRows + 4 * row + k % 4]) * scale;
 }
 
 void unpack_row(const Weight& w, size_t expert, size_t row, float* out) {
-    const uint8_t* block = w.row_block(expert, row / kBlockRows);
-    const size_t r = row % kBlockRows;
+    const size_t block = row / kBlockRows, r = row % kBlockRows;
+    const uint8_t* pair = w.pair_of(expert, block);
+    const auto tile = [&](size_t column) { return pair + tile_offset(w.format, block % 2, column); };
     switch (w.format) {
         case Format::f32:
-            for (size_t k = 0; k < w.cols; ++k) std::memcpy(out + k, block + 4 * (8 * k + r), 4);
+            for (size_t k = 0; k < w.cols; ++k) std::memcpy(out + k, tile(0) + 4 * (k * kPairRows + r), 4);
             return;
         case Format::f16:
-            for (size_t k = 0; k < w.cols; ++k) out[k] = half_float(block + 2 * (8 * k + r));
+            for (size_t k = 0; k < w.cols; ++k) out[k] = half_float(tile(0) + 2 * (k * kPairRows + r));
             return;
         case Format::bf16:
             for (size_t k = 0; k < w.cols; ++k) {
                 uint16_t h;
-                std::memcpy(&h, block + 2 * (8 * k + r), 2);
+                std::memcpy(&h, tile(0) + 2 * (k * kPairRows + r), 2);
                 out[k] = bits_float(static_cast<uint32_t>(h) << 16);
             }
             return;
         case Format::f8_e4m3:
-            unpack_fp8_row(block, r, w.cols, out);
+            for (size_t k = 0; k < w.cols; k += kFp8ScaleCols)
+                unpack_fp8_tiles(tile(k), r, std::min(kFp8ScaleCols, w.cols - k), out + k);
             return;
         default:
-            for (size_t k = 0; k < w.cols; k += info(w.format).block_cols, block += tile_bytes(w.format))
-                unpack_integer_tile(w.format, block, r, out + k);
+            for (size_t k = 0; k < w.cols; k += info(w.format).block_cols)
+                unpack_integer_tile(w.format, tile(k), r, out + k);
     }
 }
 

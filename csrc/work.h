@@ -12,9 +12,8 @@ inline constexpr size_t kForkWork = 200000;
 inline constexpr size_t kItemBytes = 64 * 1024;
 inline constexpr size_t kItemsPerThread = 12;
 
-// Row blocks that a product takes side by side: two share the activations, and float formats, which have one chain of
-// additions for each, need more of them to keep a processor busy.
-FINBACK_INLINE constexpr size_t blocks_together(Format format) { return is_integer(format) ? 2 : 4; }
+// Row blocks that a product takes side by side: a pair, and two of f8_e4m3, whose chains of additions hide each other.
+FINBACK_INLINE constexpr size_t blocks_together(Format format) { return format == Format::f8_e4m3 ? 4 : 2; }
 
 FINBACK_INLINE int threads_for(size_t work, int threads) { return work < kForkWork ? 1 : threads; }
 

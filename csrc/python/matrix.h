@@ -40,7 +40,7 @@ inline Weight checked_shape(const char* operation, const std::string& format, in
     w.cols = static_cast<size_t>(cols);
     w.experts = static_cast<size_t>(experts);
     size_t bytes = 0;
-    const bool fits = !__builtin_mul_overflow(row_blocks(w.rows), w.experts, &bytes) &&
+    const bool fits = !__builtin_mul_overflow(2 * row_pairs(w.rows), w.experts, &bytes) &&
                       !__builtin_mul_overflow(bytes, w.block_stride(), &bytes) &&
                       bytes <= static_cast<size_t>(std::numeric_limits<int64_t>::max());
     require(fits, operation, "a weight of ", experts, " x ", rows, " x ", cols, " is too large");

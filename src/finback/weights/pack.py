@@ -45,10 +45,10 @@ Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 # Counts up when the tile layout, the policy of narrower formats or the container changes.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 # float32 values converted at a time; with their temporaries they take a few times as many bytes.
 CHUNK_ELEMENTS = 8 << 20
-# Tiles hold blocks of 8 rows; larger multiples keep the door open for wider blocks.
+# Tiles belong to pairs of 8 rows; larger multiples keep the door open for wider ones.
 CHUNK_ROWS = 64
 PIECE_BYTES = 256 << 20  # brought in at a time
 
