@@ -33,8 +33,8 @@
 
 namespace finback {
 
-inline constexpr size_t kBlockRows = 8;   // rows of a row block
-inline constexpr size_t kPairRows = 16;   // rows of a pair
+inline constexpr size_t kBlockRows = 8;  // rows of a row block
+inline constexpr size_t kPairRows = 2 * kBlockRows;
 inline constexpr size_t kGroupCols = 32;  // columns that share an activation scale
 inline constexpr size_t kFp8ScaleCols = 128;
 
@@ -70,16 +70,19 @@ FINBACK_INLINE constexpr size_t row_block_bytes(Format format, size_t cols) {
     if (format != Format::f8_e4m3) return row_bytes(format, cols) * kBlockRows;
     return ceil_div(cols, 4) * 4 * kBlockRows + ceil_div(cols, kFp8ScaleCols) * kBlockRows * sizeof(float);
 }
+FINBACK_INLINE constexpr size_t pair_bytes(Format format, size_t cols) { return 2 * row_block_bytes(format, cols); }
+// From a row block's first tile of f8_e4m3 to its scales behind `cols` columns: the codes of both row blocks.
+FINBACK_INLINE constexpr size_t fp8_scale_offset(size_t cols) { return ceil_div(cols, 4) * 4 * kPairRows; }
 // Where in its pair a row block (0 or 1) has the tile whose first column is `first`; of f8_e4m3, the first of the tiles
 // that are scaled together.
 FINBACK_INLINE constexpr size_t tile_offset(Format format, size_t row_block, size_t first) {
     const size_t tile = format == Format::f8_e4m3 ? 4 * kBlockRows : tile_bytes(format);
-    return 2 * row_block_bytes(format, first) + row_block * tile;
+    return pair_bytes(format, first) + row_block * tile;
 }
 FINBACK_INLINE constexpr size_t row_blocks(size_t rows) { return ceil_div(rows, kBlockRows); }
 FINBACK_INLINE constexpr size_t row_pairs(size_t rows) { return ceil_div(rows, kPairRows); }
 FINBACK_INLINE constexpr size_t packed_bytes(Format format, size_t rows, size_t cols, size_t experts) {
-    return 2 * row_block_bytes(format, cols) * row_pairs(rows) * experts;
+    return pair_bytes(format, cols) * row_pairs(rows) * experts;
 }
 
 // A packed weight [experts, rows, cols]: what the kernels see of a Matrix. Does not own its bytes.
@@ -93,7 +96,7 @@ struct Weight {
     FINBACK_INLINE size_t block_stride() const { return row_block_bytes(format, cols); }
     // The pair that a row block belongs to.
     FINBACK_INLINE const uint8_t* pair_of(size_t expert, size_t block) const {
-        return data + (expert * row_pairs(rows) + block / 2) * 2 * block_stride();
+        return data + (expert * row_pairs(rows) + block / 2) * pair_bytes(format, cols);
     }
 };
 

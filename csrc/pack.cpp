@@ -111,7 +111,7 @@ void pack_fp8(const BlockRows& block) {
             for (size_t k = 0; k < width; k += 4)
                 std::memcpy(tile + k * kPairRows + 4 * i, block.row(i) + first + k, std::min<size_t>(4, width - k));
             const float* scale = block.weight.scales + (block.first + i) * scale_cols + first / kFp8ScaleCols;
-            std::memcpy(tile + ceil_div(width, 4) * 4 * kPairRows + 4 * i, scale, 4);
+            std::memcpy(tile + fp8_scale_offset(width) + 4 * i, scale, 4);
         }
     }
 }
@@ -131,7 +131,7 @@ void pack_block(const BlockRows& block) {
 }
 
 void pack_pair(const PublishedWeight& w, size_t expert, size_t pair, uint8_t* out) {
-    std::memset(out, 0, 2 * row_block_bytes(w.format, w.cols));
+    std::memset(out, 0, pair_bytes(w.format, w.cols));
     for (size_t half = 0; half < 2; ++half) {
         const size_t first = pair * kPairRows + half * kBlockRows;
         if (first < w.rows) pack_block({w, expert * w.rows + first, std::min(kBlockRows, w.rows - first), half, out});
@@ -142,7 +142,7 @@ void pack_pair(const PublishedWeight& w, size_t expert, size_t pair, uint8_t* ou
 
 void pack(const PublishedWeight& source, uint8_t* tiles) {
     const size_t pairs = row_pairs(source.rows), all = pairs * source.experts;
-    const size_t stride = 2 * row_block_bytes(source.format, source.cols);
+    const size_t stride = pair_bytes(source.format, source.cols);
     parallel_for(thread_count(), ceil_div(all, kPairsPerItem), [&](size_t item) {
         const size_t end = std::min(all, (item + 1) * kPairsPerItem);
         for (size_t i = item * kPairsPerItem; i < end; ++i) pack_pair(source, i / pairs, i % pairs, tiles + i * stride);

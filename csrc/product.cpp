@@ -125,7 +125,7 @@ inline Floats<N> column(Places<N> at, size_t k) {
 // The rows' scales behind `count` columns of f8_e4m3.
 template <size_t N>
 inline Floats<N> fp8_scale(Places<N> at, size_t count) {
-    return load_each(at + ceil_div(count, 4) * 4 * kPairRows,
+    return load_each(at + fp8_scale_offset(count),
                      [](const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); });
 }
 
@@ -215,7 +215,7 @@ inline void stream_columns(const Places<N> (&at)[R], const float* const (&x)[T],
 // Row blocks block .. block + R * N - 1; those from `end` on are read again from the last pair.
 template <Format F, int R, size_t N, int T>
 void stream_floats(const Job& job, size_t block, size_t end, const Tokens<T>& tokens, Sums<N, T> (&sums)[R]) {
-    const size_t pair_bytes = 2 * job.weight.block_stride();
+    const size_t whole = pair_bytes(F, job.weight.cols);
     for_runs(job.weight.cols, kFloatPanelCols, [&](size_t first, size_t count) {
         Places<N> at[R];
         const float* x[T];
@@ -223,7 +223,7 @@ void stream_floats(const Job& job, size_t block, size_t end, const Tokens<T>& to
         for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
         // What follows a pair in memory is its neighbour, which is being read too.
         const size_t neighbours = R * N / 2 - 1;
-        const size_t ahead = 2 * row_block_bytes(F, first) + kPrefetchBytes < pair_bytes ? 0 : neighbours * pair_bytes;
+        const size_t ahead = pair_bytes(F, first) + kPrefetchBytes < whole ? 0 : neighbours * whole;
         if constexpr (F == Format::f8_e4m3) {
             Sums<N, T> part[R] = {};
             stream_columns<F>(at, x, count, ahead, part);
@@ -400,8 +400,7 @@ template <Format F>
 Upcoming upcoming(const Job& job, size_t block, size_t first) {
     if (first >= job.weight.cols) return {};
     const size_t left = job.weight.cols - first;
-    return {job.pair(block) + 2 * row_block_bytes(F, first),
-            2 * row_block_bytes(F, left < Panel<F>::kCols ? left : Panel<F>::kCols)};
+    return {job.pair(block) + pair_bytes(F, first), pair_bytes(F, left < Panel<F>::kCols ? left : Panel<F>::kCols)};
 }
 
 template <Format F, int T>

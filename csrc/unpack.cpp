@@ -118,7 +118,7 @@ void unpack_integer_tile(Format format, const uint8_t* tile, size_t row, float* 
 
 void unpack_fp8_tiles(const uint8_t* tile, size_t row, size_t width, float* out) {
     float scale;
-    std::memcpy(&scale, tile + ceil_div(width, 4) * 4 * kPairRows + 4 * row, sizeof scale);
+    std::memcpy(&scale, tile + fp8_scale_offset(width) + 4 * row, sizeof scale);
     for (size_t k = 0; k < width; ++k) out[k] = fp8_float(tile[k / 4 * 4 * kPairRows + 4 * row + k % 4]) * scale;
 }
 
