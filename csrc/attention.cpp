@@ -9,7 +9,8 @@
 // block in register tiles of 3 rows x 4 keys (scores) and 3 rows x 4 vectors (weighted sum of values), on 512-bit
 // registers of 6 rows x 8 keys, of which two lie side by side, and 6 rows x 8 vectors. Every row's additions are the
 // same. Few rows cost less than the memory that they read: all heads meet a tile before the next one, so that the cache
-// is read as it lies, and its next tile is asked for meanwhile.
+// is read as it lies, and its next tile is asked for meanwhile. Latents in bfloat16 are not widened where registers are
+// wide: taken apart into even and odd places they cost one instruction each.
 #include "attention.h"
 
 #include "scratch.h"
@@ -36,11 +37,17 @@ struct F16 {
 struct BF16 {
     uint16_t bits;
 };
-static_assert(sizeof(F16) == 2 && sizeof(BF16) == 2);
+// BF16 that is read apart: of a run of elements those at even places, then those at odd ones. Queries are reordered
+// likewise, and the sums of values are put together when a row is done.
+struct ApartBF16 {
+    uint16_t bits;
+};
+static_assert(sizeof(F16) == 2 && sizeof(BF16) == 2 && sizeof(ApartBF16) == 2);
 
 inline F32x8 load8(const float* p) { return load(p); }
 inline F32x8 load8(const F16* p) { return load_f16(&p->bits); }
 inline F32x8 load8(const BF16* p) { return load_bf16(&p->bits); }
+inline F32x8 load8(const ApartBF16* p) { return load_bf16(&p->bits); }
 
 // What a register holds.
 using Wide = Floats<kWide>;
@@ -48,6 +55,7 @@ constexpr int kWideLanes = kWide * kLanes;
 inline Wide load_wide(const float* p) { return load_wide_f32(p); }
 inline Wide load_wide(const F16* p) { return load_wide_f16(&p->bits); }
 inline Wide load_wide(const BF16* p) { return load_wide_bf16(&p->bits); }
+inline Wide load_wide(const ApartBF16* p) { return load_wide_bf16(&p->bits); }
 
 // Rows that share one widened tile: enough to make the widening cheap, few enough for the second-level cache, which is
 // larger where registers are.
@@ -99,6 +107,16 @@ void convert(const From* from, int64_t n, To* to) {
     std::memcpy(to + i, out, sizeof(To) * static_cast<size_t>(pad ? kLanes : n - i));
 }
 
+// The same, apart; n is a multiple of 16.
+template <class T>
+void convert_apart(const T* from, int64_t n, float* to) {
+    if constexpr (std::is_same_v<T, ApartBF16>)
+        for (int64_t i = 0; i < n; i += 2 * kLanes) {
+            store8(to + i, load_bf16_half<0>(&from[i].bits));
+            store8(to + i + kLanes, load_bf16_half<1>(&from[i].bits));
+        }
+}
+
 inline float exp1(float x) {
     float lanes[kLanes];
     store(lanes, exp(set1(x)));
@@ -138,7 +156,8 @@ void for_each_run(const Paging& paging, int64_t token, int64_t first, int count,
 template <class T>
 struct GroupedSource {
     using Element = T;
-    static constexpr bool kKeysAreWhole = true;  // a row of the cache is a key as it is
+    static constexpr bool kFewInPlace = true;  // few rows read the cache as it is
+    static constexpr bool apart() { return false; }
     const AttentionCall& call;
 
     int64_t tokens() const { return call.tokens; }
@@ -185,7 +204,7 @@ struct GroupedSource {
 template <class T>
 struct LatentSource {
     using Element = T;
-    static constexpr bool kKeysAreWhole = true;
+    static constexpr bool kFewInPlace = false;
     const MlaCall& call;
 
     int64_t tokens() const { return call.tokens; }
@@ -194,6 +213,10 @@ struct LatentSource {
     int64_t key_dim() const { return call.latent + call.rope; }
     int64_t value_dim() const { return call.latent; }
     float scale() const { return call.scale; }
+    // The widths alone decide, so that all rows of a model are summed alike: whole panels on every instruction set.
+    bool apart() const {
+        return std::is_same_v<T, ApartBF16> && key_dim() % (2 * kLanes) == 0 && value_dim() % (8 * kLanes) == 0;
+    }
     int64_t visible(int64_t token) const { return int64_t{call.paging.positions[token]} + 1; }
     bool share_keys(int64_t a, int64_t b) const { return call.paging.seq_ids[a] == call.paging.seq_ids[b]; }
 
@@ -215,8 +238,12 @@ struct LatentSource {
     void widen(const Rows<T>& rows, int64_t, int count, Widened& to) const {
         const int64_t pad = padded(key_dim());
         for (int i = 0; i < count; ++i) {
-            convert<true>(rows.k[i], key_dim(), to.k_memory + i * pad);
-            to.rows.k[i] = to.rows.v[i] = to.k_memory + i * pad;
+            float* row = to.k_memory + i * pad;
+            if (apart())
+                convert_apart(rows.k[i], key_dim(), row);
+            else
+                convert<true>(rows.k[i], key_dim(), row);
+            to.rows.k[i] = to.rows.v[i] = row;
         }
     }
 };
@@ -224,7 +251,8 @@ struct LatentSource {
 // Expanded MLA: keys of one head are [k_nope of the head | k_rope shared by all heads].
 struct ExpandedSource {
     using Element = float;
-    static constexpr bool kKeysAreWhole = false;
+    static constexpr bool kFewInPlace = false;
+    static constexpr bool apart() { return false; }
     const MlaPrefillCall& call;
 
     int64_t tokens() const { return call.tokens; }
@@ -295,13 +323,35 @@ template <class T>
     for (int64_t i = 0; i < n * static_cast<int64_t>(sizeof(T)); i += kCacheLine) prefetch(bytes + i);
 }
 
-// Eight elements of a key, or of two keys side by side.
-template <class T>
+// The first or second eight of 16 elements of a key, or of two keys side by side.
+template <int Half, class T>
 inline Wide load_keys(const T* const* keys, int64_t d) {
     if constexpr (kWide == 1)
-        return load8(keys[0] + d);
+        return load8(keys[0] + d + Half * kLanes);
     else
-        return join(load8(keys[0] + d), load8(keys[1] + d));
+        return join(load8(keys[0] + d + Half * kLanes), load8(keys[1] + d + Half * kLanes));
+}
+template <int Half>
+inline Wide load_keys(const ApartBF16* const* keys, int64_t d) {
+    if constexpr (kWide == 1)
+        return load_bf16_half<Half>(&keys[0][d].bits);
+    else
+        return load_bf16_half<Half>(&keys[0][d].bits, &keys[1][d].bits);
+}
+
+// acc[r][c] += q[r] * keys[c] for eight elements of each.
+template <int Half, int R, int C, class T>
+[[gnu::always_inline]] inline void add_products(const float* q, int64_t q_stride, const T* const* keys, int64_t d,
+                                                Wide (&acc)[R][C]) {
+    Wide rows[R];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) rows[r] = repeat(load(q + r * q_stride + d + Half * kLanes));
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+        const Wide key = load_keys<Half>(keys + c * static_cast<int>(kWide), d);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) acc[r][c] = fma(rows[r], key, acc[r][c]);
+    }
 }
 
 // scores[r][j] = q[r] . keys[j] for R rows and C registers of keys; each product is summed in eight lanes over
@@ -314,17 +364,12 @@ inline void score_tile(const float* q, int64_t q_stride, const T* const* keys, i
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int c = 0; c < C; ++c) acc[r][c] = zero<kWide>();
-    for (int64_t d = 0; d < dim; d += kLanes) {
-        Wide rows[R];
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) rows[r] = repeat(load(q + r * q_stride + d));
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) {
-            const Wide key = load_keys(keys + c * width, d);
-#pragma GCC unroll 6
-            for (int r = 0; r < R; ++r) acc[r][c] = fma(rows[r], key, acc[r][c]);
-        }
+    int64_t d = 0;
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+        add_products<0>(q, q_stride, keys, d, acc);
+        add_products<1>(q, q_stride, keys, d, acc);
     }
+    if (d < dim) add_products<0>(q, q_stride, keys, d, acc);
 #pragma GCC unroll 2
     for (int c = 0; c < C; c += 4) {
         float* to = scores + c * width;
@@ -340,6 +385,14 @@ inline Lanes load_as(const T* p) {
         return load8(p);
     else
         return load_wide(p);
+}
+// The first or second half of two registers' elements.
+template <class Lanes, int Half, class T>
+inline Lanes load_half(const T* p) {
+    if constexpr (std::is_same_v<T, ApartBF16> && std::is_same_v<Lanes, Wide>)
+        return load_wide_bf16_half<Half>(&p->bits);
+    else
+        return load_as<Lanes>(p + Half * static_cast<int64_t>(sizeof(Lanes) / sizeof(float)));
 }
 
 // acc[r][..] = acc[r][..] * alpha[r] + sum over j of weights[r][j] * values[j][..], j ascending, for R rows and C
@@ -359,11 +412,18 @@ inline void value_tile(const float* weights, const T* const* values, int count, 
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) w[r] = set1<N>(weights[r * kTile + j]);
         const T* row = values[j] + offset;
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) {
-            const auto value = load_as<Lanes>(row + c * width);
+        const auto add = [&](int c, const Lanes& value) __attribute__((always_inline)) {
 #pragma GCC unroll 6
             for (int r = 0; r < R; ++r) sums[r][c] = fma(w[r], value, sums[r][c]);
+        };
+        if constexpr (C == 1) {
+            add(0, load_as<Lanes>(row));
+        } else {
+#pragma GCC unroll 8
+            for (int c = 0; c < C; c += 2) {
+                add(c, load_half<Lanes, 0>(row + c * width));
+                add(c + 1, load_half<Lanes, 1>(row + c * width));
+            }
         }
     }
 #pragma GCC unroll 6
@@ -422,9 +482,20 @@ void fold(const Partial& total, const Partial& later, int64_t width) {
         store(total.acc + i, fma(load(later.acc + i), set1(b), load(total.acc + i) * set1(a)));
 }
 
-void write_row(const Partial& total, int64_t value_dim, float* out) {
+template <class Source>
+void write_row(const Source& source, const Partial& total, float* out) {
     const float inverse = 1.0f / *total.sum;
-    for (int64_t i = 0; i < value_dim; ++i) out[i] = total.acc[i] * inverse;
+    const int64_t value_dim = source.value_dim();
+    if (!source.apart()) {
+        for (int64_t i = 0; i < value_dim; ++i) out[i] = total.acc[i] * inverse;
+        return;
+    }
+    for (int64_t first = 0; first < value_dim; first += 2 * kWideLanes) {
+        for (int64_t i = 0; i < kWideLanes; ++i) {
+            out[first + 2 * i] = total.acc[first + i] * inverse;
+            out[first + 2 * i + 1] = total.acc[first + kWideLanes + i] * inverse;
+        }
+    }
 }
 
 // ---- blocks of rows
@@ -501,8 +572,9 @@ public:
             visible_[r] = source_.visible(at(r).token);
             longest_ = visible_[r] > longest_ ? visible_[r] : longest_;
         }
-        in_place_ = Source::kKeysAreWhole && smaller(head_rows_, rows_) <= kInPlaceRows &&
-                    k_pad_ == source_.key_dim() && v_pad_ == source_.value_dim();
+        const bool few = Source::kFewInPlace && smaller(head_rows_, rows_) <= kInPlaceRows &&
+                         k_pad_ == source_.key_dim() && v_pad_ == source_.value_dim();
+        in_place_ = few || (kWide == 2 && source_.apart());
     }
 
     int rows() const { return rows_; }
@@ -549,6 +621,8 @@ private:
         const Row place = at(row);
         source_.query(place.token, place.head, place.member, q);
         for (int64_t d = 0; d < k_pad_; d += kLanes) store(q + d, load(q + d) * set1(source_.scale()));
+        if (source_.apart())
+            for (int64_t d = 0; d < k_pad_; d += 2 * kLanes) take_apart(q + d);
     }
     int seen(int row, int64_t first, int count) const {
         const int64_t n = visible_[row] - first;
@@ -610,7 +684,7 @@ private:
                                                                           scores_ + r * kTile + j);
         };
         const int n = last - begin;
-        const bool paced = !in_place_ && n > 1 && n <= kPacedRows;
+        const bool paced = n > kInPlaceRows && n <= kPacedRows;
         for (int j = 0; j < count; j += kLanes) {
             if (!paced) fetch_ahead(1 + (kLanes - 1) / static_cast<int>(block_.heads));
             if (n == 1) {
@@ -742,7 +816,7 @@ Plan make_plan(const Source& source, int64_t* starts) {
         plan.block_rows = rows > plan.block_rows ? rows : plan.block_rows;
     }
     // Few rows cost less arithmetic than memory, and keys of all heads lie together: they are read as they lie.
-    plan.reading = Source::kKeysAreWhole && plan.block_rows <= kInPlaceRows;
+    plan.reading = Source::kFewInPlace && plan.block_rows <= kInPlaceRows;
     plan.block_rows *= plan.together();
     return plan;
 }
@@ -772,7 +846,7 @@ void run_whole(const Source& source, const Plan& plan, int threads, float* memor
                 for (int r = 0; r < worker.rows(); ++r)
                     if (worker.sees(r, chunk)) fold(worker.total(r), worker.partial(r), width);
             }
-            for (int r = 0; r < worker.rows(); ++r) write_row(worker.total(r), source.value_dim(), worker.output(r));
+            for (int r = 0; r < worker.rows(); ++r) write_row(source, worker.total(r), worker.output(r));
         }
     });
 }
@@ -870,8 +944,7 @@ private:
         if (first == 0) total.clear(width_);
         const int64_t last = chunks < first + window_ ? chunks : first + window_;
         for (int64_t chunk = first; chunk < last; ++chunk) fold(total, stored(index, row, chunk - first), width_);
-        if (first < chunks && chunks <= first + window_)
-            write_row(total, source_.value_dim(), output_of(source_, place));
+        if (first < chunks && chunks <= first + window_) write_row(source_, total, output_of(source_, place));
     }
 
     const Source& source_;
@@ -905,15 +978,15 @@ void run(const Source& source) {
 // ---- entry points
 // ----------------------------------------------------------------------------------------------------
 
-template <template <class> class Source, class Call>
+template <template <class> class Source, class B, class Call>
 void run_paged(const Call& call) {
     if (call.type == CacheType::f32) return run(Source<float>{call});
     if (call.type == CacheType::f16) return run(Source<F16>{call});
-    run(Source<BF16>{call});
+    run(Source<B>{call});
 }
 
-void attention(const AttentionCall& call) { run_paged<GroupedSource>(call); }
-void mla_attention(const MlaCall& call) { run_paged<LatentSource>(call); }
+void attention(const AttentionCall& call) { run_paged<GroupedSource, BF16>(call); }
+void mla_attention(const MlaCall& call) { run_paged<LatentSource, ApartBF16>(call); }
 void mla_prefill(const MlaPrefillCall& call) { run(ExpandedSource{call}); }
 
 template <class T>

@@ -83,6 +83,20 @@ inline F32x8 load_bf16(const uint16_t* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
+// What lies at the even (Half 0) or odd places of 16 elements: one instruction, where widening them in order takes two.
+template <int Half>
+inline F32x8 load_bf16_half(const uint16_t* p) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if constexpr (Half == 0) return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16))};
+    return {_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+// Sixteen floats in that order.
+inline void take_apart(float* p) {
+    const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
+    const auto gather = [](__m256 x) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8)); };
+    _mm256_storeu_ps(p, gather(_mm256_shuffle_ps(a, b, 0x88)));
+    _mm256_storeu_ps(p + 8, gather(_mm256_shuffle_ps(a, b, 0xdd)));
+}
 inline F32x8 operator+(F32x8 a, F32x8 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F32x8 operator-(F32x8 a, F32x8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F32x8 operator*(F32x8 a, F32x8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -127,6 +141,18 @@ inline void store_f16(uint16_t* p, F32x8 a) {
 }
 inline F32x8 load_bf16(const uint16_t* p) {
     return lanewise([&](int i) { return bf16_to_float(p[i]); });
+}
+template <int Half>
+inline F32x8 load_bf16_half(const uint16_t* p) {
+    return lanewise([&](int i) { return bf16_to_float(p[2 * i + Half]); });
+}
+inline void take_apart(float* p) {
+    float x[2 * kLanes];
+    std::memcpy(x, p, sizeof x);
+    for (int i = 0; i < kLanes; ++i) {
+        p[i] = x[2 * i];
+        p[kLanes + i] = x[2 * i + 1];
+    }
 }
 inline F32x8 operator+(F32x8 a, F32x8 b) {
     return lanewise([&](int i) { return a.v[i] + b.v[i]; });

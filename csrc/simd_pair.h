@@ -47,6 +47,22 @@ inline F32x16 load_wide_bf16(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
+template <int Half>
+inline F32x16 bf16_half(__m512i pairs) {
+    if constexpr (Half == 0) return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))};
+    return {_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+// load_bf16_half() of 32 elements, and of 16 at each of two places.
+template <int Half>
+inline F32x16 load_wide_bf16_half(const uint16_t* p) {
+    return bf16_half<Half>(_mm512_loadu_si512(p));
+}
+template <int Half>
+inline F32x16 load_bf16_half(const uint16_t* lower, const uint16_t* upper) {
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lower));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(upper));
+    return bf16_half<Half>(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+}
 inline void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
 // sum4_pair() for both halves: out_a gets the sums of a[0]'s lower and upper half, of a[1]'s, a[2]'s and a[3]'s.
 inline void sum4_pair(const F32x16* a, const F32x16* b, float* out_a, float* out_b) {
@@ -149,6 +165,10 @@ inline F32x8 repeat(F32x8 a) { return a; }
 inline F32x8 load_wide_f32(const float* p) { return load(p); }
 inline F32x8 load_wide_f16(const uint16_t* p) { return load_f16(p); }
 inline F32x8 load_wide_bf16(const uint16_t* p) { return load_bf16(p); }
+template <int Half>
+inline F32x8 load_wide_bf16_half(const uint16_t* p) {
+    return load_bf16_half<Half>(p);
+}
 
 template <class V>
 struct Twice {

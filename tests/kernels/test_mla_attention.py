@@ -15,7 +15,7 @@ from tests.kernels.paged import CACHE_TYPES, Pages, normal
 
 TOLERANCE = 3e-6
 # heads, latent width, rotary width, block size
-SHAPES = [(16, 512, 64, 64), (4, 32, 8, 16), (3, 21, 6, 5), (5, 24, 0, 7)]
+SHAPES = [(16, 512, 64, 64), (7, 64, 16, 16), (4, 32, 8, 16), (3, 21, 6, 5), (5, 24, 0, 7)]
 
 
 class Case:
