@@ -85,6 +85,9 @@ class TinyModel:
     def cache_layout(self) -> list[dict[str, tuple[int, ...]]]:
         return [{"value": (WIDTH,)}, {"role": (1,)}]
 
+    def bind(self, cache: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        return cache
+
     def forward(self, batch: Any, cache: list[dict[str, np.ndarray]]) -> np.ndarray:
         batch.check_integrity()
         self.batches.append(batch)

@@ -1,6 +1,7 @@
 // Bindings of norms, RoPE, KV rows, attention, routing and sampling: every argument is checked here, then the GIL goes.
 #include "dispatch.h"
 #include "matrix.h"
+#include "part.h"
 
 #include <nanobind/stl/array.h>
 
@@ -302,67 +303,112 @@ void norm_heads(const Heads& heads, const Norm& norm) {
     kernels().norm_rope.rms_norm(heads.x, norm, heads.x, heads.tokens * heads.heads, heads.width, heads.width);
 }
 
-// ---- what a layer does with its fresh queries, keys and latents, in one call
-// ------------------------------------------------------------------------------
+// ---- parts of layers
+// -----------------------------------------------------------------------------------------------------
 
 using AttentionMatrices = std::array<const Matrix*, 4>;            // q, k, v and o
 using AttentionBiases = std::array<std::optional<InputArray>, 4>;  // of the same
 
-nb::object grouped_attention(const InputArray& x, const AttentionMatrices& matrices, const InOutArray& k_cache,
-                             const InOutArray& v_cache, const NormArgument& norm, const AttentionBiases& biases,
-                             const OptionalNorm& q_norm, const OptionalNorm& k_norm, const InputArray& slots,
-                             const InputArray& cos, const InputArray& sin, bool interleaved,
-                             const InputArray& block_tables, const InputArray& seq_ids, const InputArray& positions,
-                             float scale) {
-    constexpr const char* op = "grouped_attention";
-    const float* input = elements<float>(op, "x", x, {kAny, kAny});
-    require_writable(op, "k_cache", k_cache);
-    require_writable(op, "v_cache", v_cache);
-    const HeadCache cache = head_cache(op, k_cache, v_cache);
-    const int64_t n = length(x, 0), hidden = length(x, 1);
-    require(std::none_of(matrices.begin(), matrices.end(), [](const Matrix* m) { return m == nullptr; }), op,
-            "the weights of q, k, v and o must be there");
-    const int64_t heads = signed_size(matrices[0]->weight.rows) / cache.key_dim;
-    const int64_t rows[4] = {heads * cache.key_dim, cache.k.width, cache.v.width, hidden};
-    const int64_t cols[4] = {hidden, hidden, hidden, heads * cache.value_dim};
-    constexpr const char* names[4] = {"q", "k", "v", "o"};
-    Weight weights[4];
-    const float* bias[4];
-    for (size_t i = 0; i < 4; ++i) {
-        weights[i] = matrices[i]->weight;
-        require_matrix(weights[i], op, names[i], 1, static_cast<size_t>(rows[i]), static_cast<size_t>(cols[i]));
-        bias[i] = biases[i] ? elements<float>(op, "bias", *biases[i], {rows[i]}) : nullptr;
+// Grouped-query attention of one layer: norm, products, rotation, cache, attention and the product with o.
+class GroupedAttention final : public Part {
+public:
+    GroupedAttention(const AttentionMatrices& matrices, InOutArray k_cache, InOutArray v_cache, NormArgument norm,
+                     AttentionBiases biases, OptionalNorm q_norm, OptionalNorm k_norm, bool interleaved, float scale)
+        : k_cache_(std::move(k_cache)),
+          v_cache_(std::move(v_cache)),
+          norm_(std::move(norm)),
+          q_norm_(std::move(q_norm)),
+          k_norm_(std::move(k_norm)),
+          biases_(std::move(biases)),
+          interleaved_(interleaved),
+          scale_(scale) {
+        require_writable(kName, "k_cache", k_cache_);
+        require_writable(kName, "v_cache", v_cache_);
+        cache_ = head_cache(kName, k_cache_, v_cache_);
+        require(std::none_of(matrices.begin(), matrices.end(), [](const Matrix* m) { return m == nullptr; }), kName,
+                "the weights of q, k, v and o must be there");
+        const int64_t hidden = signed_size(matrices[0]->weight.cols);
+        heads_ = signed_size(matrices[0]->weight.rows) / cache_.key_dim;
+        require(heads_ > 0 && heads_ % cache_.heads == 0, kName, "q's heads must be a multiple of k_cache's: ", heads_,
+                " against ", cache_.heads);
+        const int64_t rows[4] = {heads_ * cache_.key_dim, cache_.k.width, cache_.v.width, hidden};
+        const int64_t cols[4] = {hidden, hidden, hidden, heads_ * cache_.value_dim};
+        constexpr const char* names[4] = {"q", "k", "v", "o"};
+        for (size_t i = 0; i < 4; ++i) {
+            weights_[i] = matrices[i]->weight;
+            require_matrix(weights_[i], kName, names[i], 1, static_cast<size_t>(rows[i]), static_cast<size_t>(cols[i]));
+        }
+        for (size_t i = 0; i < 4; ++i)
+            bias_[i] = biases_[i] ? elements<float>(kName, "bias", *biases_[i], {rows[i]}) : nullptr;
+        of_x_ = norm_of(kName, norm_, hidden);
+        of_q_ = norm_of(kName, q_norm_, cache_.key_dim);
+        of_k_ = norm_of(kName, k_norm_, cache_.key_dim);
     }
-    // Fresh queries, keys and values, and what the queries attend to: one after the other in one array.
-    const Output<> between({n * (rows[0] + rows[1] + rows[2] + cols[3])}), out({n, hidden});
-    float* const fresh[3] = {between.data, between.data + n * rows[0], between.data + n * (rows[0] + rows[1])};
-    float* attended = fresh[2] + n * rows[2];
-    const Heads queries{fresh[0], n, heads, cache.key_dim}, keys{fresh[1], n, cache.heads, cache.key_dim};
-    const Norm of_x = norm_of(op, norm, hidden), of_q = norm_of(op, q_norm, cache.key_dim),
-               of_k = norm_of(op, k_norm, cache.key_dim);
-    const RopeCall turn_q = rope_of(op, queries, cos, sin, interleaved, 0);
-    const RopeCall turn_k = rope_of(op, keys, cos, sin, interleaved, 0);
-    const int64_t* at = slots_of(op, cache.k, slots, n);
-    AttentionCall call =
-        attention_over(op, cache, n, heads, paging_of(op, cache.k, n, block_tables, seq_ids, positions), scale);
-    call.q = queries.x;
-    call.out = attended;
-    const auto count = static_cast<size_t>(n);
-    without_gil([&] {
+
+    int64_t width() const override { return signed_size(weights_[0].cols); }
+    int64_t floats_per_row() const override {
+        return heads_ * (cache_.key_dim + cache_.value_dim) + cache_.k.width + cache_.v.width;
+    }
+    void check(const StepArrays& step, int64_t n, float* memory) const override { calls(step, n, memory); }
+
+    void run(const StepArrays& step, int64_t n, float* x, float* memory) const override {
+        const Calls c = calls(step, n, memory);
+        const auto count = static_cast<size_t>(n);
+        float* const fresh[3] = {c.queries.x, c.keys.x, c.values};
         const GemmKernels& gemm = kernels().gemm;
         const AttentionKernels& attention = kernels().attention;
-        gemm.linear({input, count, of_x, weights, 3, bias, nullptr, fresh});
-        norm_heads(queries, of_q);
-        norm_heads(keys, of_k);
-        rotate(turn_q);
-        rotate(turn_k);
-        attention.store_rows(cache.k.type, cache.k.data, keys.x, at, n, cache.k.width);
-        attention.store_rows(cache.v.type, cache.v.data, fresh[2], at, n, cache.v.width);
-        attention.attention(call);
-        gemm.linear({attended, count, Norm{}, &weights[3], 1, &bias[3], input, &out.data});
-    });
-    return out.array;
-}
+        gemm.linear({x, count, of_x_, weights_, 3, bias_, nullptr, fresh});
+        norm_heads(c.queries, of_q_);
+        norm_heads(c.keys, of_k_);
+        rotate(c.turn_q);
+        rotate(c.turn_k);
+        attention.store_rows(cache_.k.type, cache_.k.data, c.keys.x, c.slots, n, cache_.k.width);
+        attention.store_rows(cache_.v.type, cache_.v.data, c.values, c.slots, n, cache_.v.width);
+        attention.attention(c.attention);
+        gemm.linear({c.attention.out, count, Norm{}, &weights_[3], 1, &bias_[3], x, &x});
+    }
+
+private:
+    static constexpr const char* kName = "GroupedAttention";
+
+    // A step's pieces. Fresh queries, keys, values and what the queries attend to lie one behind the other in memory.
+    struct Calls {
+        Heads queries, keys;
+        float* values;
+        RopeCall turn_q, turn_k;
+        const int64_t* slots;
+        AttentionCall attention;
+    };
+    Calls calls(const StepArrays& step, int64_t n, float* memory) const {
+        Calls c{};
+        c.queries = {memory, n, heads_, cache_.key_dim};
+        c.keys = {memory + n * heads_ * cache_.key_dim, n, cache_.heads, cache_.key_dim};
+        c.values = c.keys.x + n * cache_.k.width;
+        c.turn_q = rope_of(kName, c.queries, step.cos, step.sin, interleaved_, 0);
+        c.turn_k = rope_of(kName, c.keys, step.cos, step.sin, interleaved_, 0);
+        c.slots = slots_of(kName, cache_.k, step.slots, n);
+        const Paging paging = paging_of(kName, cache_.k, n, step.block_tables, step.seq_ids, step.positions);
+        c.attention = attention_over(kName, cache_, n, heads_, paging, scale_);
+        c.attention.q = c.queries.x;
+        c.attention.out = c.values + n * cache_.v.width;
+        return c;
+    }
+
+    InOutArray k_cache_, v_cache_;
+    NormArgument norm_;
+    OptionalNorm q_norm_, k_norm_;
+    AttentionBiases biases_;
+    HeadCache cache_{};
+    Weight weights_[4];
+    const float* bias_[4];
+    Norm of_x_, of_q_, of_k_;
+    int64_t heads_ = 0;
+    bool interleaved_;
+    float scale_;
+};
+
+// ---- what latent attention does with its fresh queries and latents
+// ---------------------------------------------------------------------------------------
 
 void cache_latents(const InOutArray& q, const InOutArray& latents, const InOutArray& cache, const InputArray& slots,
                    const InputArray& cos, const InputArray& sin, bool interleaved, int64_t head_dim,
@@ -514,9 +560,11 @@ void bind_attention(nb::module_& m) {
     m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, "Root-mean-square norm over the last axis.");
     m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, nb::kw_only(), "interleaved"_a, "start"_a = 0,
           "Rotary position embedding, in place.");
-    m.def("grouped_attention", &grouped_attention, "x"_a, "weights"_a, "k_cache"_a, "v_cache"_a, nb::kw_only(),
-          "norm"_a, "biases"_a, "q_norm"_a.none(), "k_norm"_a.none(), "slots"_a, "cos"_a, "sin"_a, "interleaved"_a,
-          "block_tables"_a, "seq_ids"_a, "positions"_a, "scale"_a, "A layer's attention, from x to x plus its part.");
+    nb::class_<GroupedAttention, Part>(m, "GroupedAttention")
+        .def(nb::init<const AttentionMatrices&, InOutArray, InOutArray, NormArgument, AttentionBiases, OptionalNorm,
+                      OptionalNorm, bool, float>(),
+             "weights"_a, "k_cache"_a, "v_cache"_a, nb::kw_only(), "norm"_a, "biases"_a, "q_norm"_a.none(),
+             "k_norm"_a.none(), "interleaved"_a, "scale"_a, nb::keep_alive<1, 2>());
     m.def("cache_latents", &cache_latents, "q"_a, "latents"_a, "cache"_a, nb::kw_only(), "slots"_a, "cos"_a, "sin"_a,
           "interleaved"_a, "head_dim"_a, "norm"_a,
           "Rotates q in place, finishes the latents and writes them to their slots.");

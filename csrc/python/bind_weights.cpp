@@ -13,6 +13,7 @@
 #include "formats.h"
 #include "matrix.h"
 #include "pack.h"
+#include "part.h"
 #include "thread_pool.h"
 #include "work.h"
 
@@ -183,6 +184,57 @@ nb::object mlp(const InputArray& x, const Matrix& gate, const Matrix& up, const 
     call.shared = &weights;
     call.add = optional_rows("mlp", add, call.n, weights.down.rows);
     return run_ffn(call, weights.down.rows);
+}
+
+// A dense gated network of one layer, normalised rows and residual included.
+class GatedNetwork final : public Part {
+public:
+    GatedNetwork(const Matrix& gate, const Matrix& up, const Matrix& down, NormArgument norm)
+        : norm_(std::move(norm)), weights_(gated(kName, gate, up, down, gate.weight.cols)) {
+        require_matrix(weights_.down, kName, "down", 1, weights_.gate.cols, weights_.gate.rows);
+        of_x_ = norm_of(kName, norm_, width());
+    }
+
+    int64_t width() const override { return signed_size(weights_.gate.cols); }
+    int64_t floats_per_row() const override { return 0; }
+    void check(const StepArrays&, int64_t, float*) const override {}
+    void run(const StepArrays&, int64_t n, float* x, float*) const override {
+        FfnCall call;
+        call.x = call.add = call.out = x;
+        call.n = static_cast<size_t>(n);
+        call.norm = of_x_;
+        call.shared = &weights_;
+        kernels().gemm.ffn(call);
+    }
+
+private:
+    static constexpr const char* kName = "GatedNetwork";
+
+    NormArgument norm_;
+    GatedWeights weights_;
+    Norm of_x_;
+};
+
+nb::object run_parts(const std::vector<const Part*>& parts, const InputArray& x, const InputArray& slots,
+                     const InputArray& cos, const InputArray& sin, const InputArray& block_tables,
+                     const InputArray& seq_ids, const InputArray& positions) {
+    constexpr const char* op = "run_parts";
+    const StepArrays step{slots, cos, sin, block_tables, seq_ids, positions};
+    const float* input = elements<float>(op, "x", x, {kAny, kAny});
+    const int64_t n = x.shape(0);
+    int64_t floats = 0;
+    for (const Part* part : parts) {
+        require(part != nullptr, op, "parts must not hold None");
+        require(part->width() == x.shape(1), op, "x must be float32 [n, ", part->width(), "], not ", describe(x));
+        floats = std::max(floats, n * part->floats_per_row());
+    }
+    const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(floats)]);
+    for (const Part* part : parts) part->check(step, n, memory.get());
+    const Output<> out({n, x.shape(1)});
+    const nb::gil_scoped_release release;
+    std::memcpy(out.data, input, sizeof(float) * static_cast<size_t>(x.size()));
+    for (const Part* part : parts) part->run(step, n, out.data, memory.get());
+    return out.array;
 }
 
 void check_choices(const int32_t* ids, size_t n, size_t k, size_t experts) {
@@ -413,6 +465,15 @@ void bind_packing(nb::module_& m) {
     m.def("take_rows", &take_matrix_rows, "m"_a, "ids"_a);
 }
 
+void bind_parts(nb::module_& m) {
+    nb::class_<Part>(m, "Part");
+    nb::class_<GatedNetwork, Part>(m, "GatedNetwork")
+        .def(nb::init<const Matrix&, const Matrix&, const Matrix&, NormArgument>(), "gate"_a, "up"_a, "down"_a,
+             nb::kw_only(), "norm"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>());
+    m.def("run_parts", &run_parts, "parts"_a, "x"_a, nb::kw_only(), "slots"_a, "cos"_a, "sin"_a, "block_tables"_a,
+          "seq_ids"_a, "positions"_a);
+}
+
 void bind_products(nb::module_& m) {
     m.def("linear", &linear_products, "x"_a, "weights"_a, nb::kw_only(), "norm"_a = nb::none(), "bias"_a = nb::none(),
           "add"_a = nb::none());
@@ -433,6 +494,7 @@ void bind_weights(nb::module_& m) {
     bind_matrix(m);
     bind_packing(m);
     bind_products(m);
+    bind_parts(m);
     m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "seconds"_a);
     m.def("int8_rate", &int8_rate, "seconds"_a);
 }

@@ -100,6 +100,40 @@ def routed_moe(
     scale: float,
 ) -> _Floats: ...
 
+# ---- parts of layers
+
+class Part: ...
+
+class GatedNetwork(Part):
+    def __init__(self, gate: Matrix, up: Matrix, down: Matrix, *, norm: _Norm) -> None: ...
+
+class GroupedAttention(Part):
+    def __init__(
+        self,
+        weights: tuple[Matrix, Matrix, Matrix, Matrix],
+        k_cache: NDArray[Any],
+        v_cache: NDArray[Any],
+        *,
+        norm: _Norm,
+        biases: tuple[_Floats | None, _Floats | None, _Floats | None, _Floats | None],
+        q_norm: _Norm | None,
+        k_norm: _Norm | None,
+        interleaved: bool,
+        scale: float,
+    ) -> None: ...
+
+def run_parts(
+    parts: Sequence[Part],
+    x: _Floats,
+    *,
+    slots: _Slots,
+    cos: _Floats,
+    sin: _Floats,
+    block_tables: _Ints,
+    seq_ids: _Ints,
+    positions: _Ints,
+) -> _Floats: ...
+
 # ---- attention, norms, choices
 
 def attention(
@@ -131,25 +165,6 @@ def mla_decode(
     v_up: Matrix,
     cache: NDArray[Any],
     *,
-    block_tables: _Ints,
-    seq_ids: _Ints,
-    positions: _Ints,
-    scale: float,
-) -> _Floats: ...
-def grouped_attention(
-    x: _Floats,
-    weights: tuple[Matrix, Matrix, Matrix, Matrix],
-    k_cache: NDArray[Any],
-    v_cache: NDArray[Any],
-    *,
-    norm: _Norm,
-    biases: tuple[_Floats | None, _Floats | None, _Floats | None, _Floats | None],
-    q_norm: _Norm | None,
-    k_norm: _Norm | None,
-    slots: _Slots,
-    cos: _Floats,
-    sin: _Floats,
-    interleaved: bool,
     block_tables: _Ints,
     seq_ids: _Ints,
     positions: _Ints,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,57 @@ def test_grouped_attention(isa: str, rng: np.random.Generator, dtype: type[Any],
     attended = kernels.attention(q, *expected_caches, **where).reshape(n, 144)
     expected = kernels.linear(attended, weights[3:], bias=biases[3:], add=x)[0]
 
-    got = kernels.grouped_attention(
-        x, weights, *caches, norm=norm, biases=biases, q_norm=q_norm, k_norm=k_norm, slots=slots, **turn,
-        interleaved=whole, **where,
+    part = kernels.GroupedAttention(
+        weights, *caches, norm=norm, biases=biases, q_norm=q_norm, k_norm=k_norm, interleaved=whole,
+        scale=where.pop("scale"),
     )  # fmt: skip
-    np.testing.assert_array_equal(got, expected)
+    before_x = x.copy()
+    np.testing.assert_array_equal(kernels.run_parts([part], x, slots=slots, **turn, **where), expected)
+    np.testing.assert_array_equal(x, before_x)
     for cache, right in zip(caches, expected_caches, strict=True):
         np.testing.assert_array_equal(cache, right)
+
+
+@pytest.mark.parametrize("format", ["q4_0", "bf16"])
+@pytest.mark.parametrize("n", [0, 1, 17])
+def test_parts_in_a_row(isa: str, rng: np.random.Generator, format: str, n: int) -> None:
+    hidden, inner = 256, 512
+    networks = [
+        (
+            *(published(rng, format, inner, hidden).matrix for _ in range(2)),
+            published(rng, format, hidden, inner).matrix,
+        )
+        for _ in range(3)
+    ]
+    norms = [a_norm(rng, hidden) for _ in networks]
+    x = normal(rng, n, hidden)
+    parts = [kernels.GatedNetwork(*network, norm=norm) for network, norm in zip(networks, norms, strict=True)]
+    got = kernels.run_parts(parts, x, **no_cache(n))
+    for network, norm in zip(networks, norms, strict=True):
+        x = kernels.mlp(x, *network, norm=norm, add=x)
+    np.testing.assert_array_equal(got, x)
+
+
+def no_cache(n: int) -> dict[str, Any]:
+    """What a step brings, for parts that have no cache."""
+    return {
+        "slots": np.arange(n), "cos": np.zeros((n, 0), np.float32), "sin": np.zeros((n, 0), np.float32),
+        "block_tables": np.zeros((1, 1), np.int32), "seq_ids": np.zeros(n, np.int32),
+        "positions": np.zeros(n, np.int32),
+    }  # fmt: skip
+
+
+def test_a_part_keeps_what_it_reads(rng: np.random.Generator) -> None:
+    def make() -> kernels.Part:
+        gate, up, down = (published(rng, "q8_0", 64, 64).matrix for _ in range(3))
+        return kernels.GatedNetwork(gate, up, down, norm=a_norm(rng, 64))
+
+    part, x = make(), normal(rng, 2, 64)
+    first = kernels.run_parts([part], x, **no_cache(2))
+    gc.collect()
+    held = [np.full(1 << 16, 255, np.uint8) for _ in range(64)]  # takes up memory that was given back
+    np.testing.assert_array_equal(kernels.run_parts([part], x, **no_cache(2)), first)
+    assert len(held) == 64
 
 
 @pytest.mark.parametrize("dtype", CACHE_TYPES)
@@ -184,24 +229,38 @@ def test_layers_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
     good: dict[str, Any] = {
         "weights": weights,
         "k_cache": np.zeros((1, 4, 2, 16), np.float32), "v_cache": np.zeros((1, 4, 2, 24), np.float32),
-        "norm": a_norm(rng, 64), "biases": biases, "q_norm": None, "k_norm": None, "slots": rows, **rotation(rng, 2, 8),
-        "interleaved": False, "block_tables": np.zeros((1, 1), np.int32), "seq_ids": np.zeros(2, np.int32),
-        "positions": rows.astype(np.int32), "scale": 1.0,
+        "norm": a_norm(rng, 64), "biases": biases, "q_norm": None, "k_norm": None, "interleaved": False, "scale": 1.0,
     }  # fmt: skip
-    kernels.grouped_attention(x, **good)
+    step = {**no_cache(2), **rotation(rng, 2, 8), "positions": rows.astype(np.int32)}
+    part = kernels.GroupedAttention(**good)
+    kernels.run_parts([part], x, **step)
     read_only = good["k_cache"].copy()
     read_only.flags.writeable = False
     for wrong, message in (
-        ({"slots": rows + 3}, r"slots\[1\] is 4"),
         ({"weights": (*weights[:3], weights[0])}, "o must be"),
-        ({"weights": (weights[3], *weights[1:])}, "q must be"),
+        ({"weights": (weights[3], *weights[1:])}, "k must be"),
+        ({"weights": (weights[2], *weights[1:])}, "q's heads must be a multiple of k_cache's: 3 against 2"),
         ({"weights": (weights[0], weights[2], *weights[2:])}, "k must be"),
         ({"biases": (biases[1], *biases[1:])}, r"bias must be float32 \[96\]"),
         ({"k_cache": read_only}, "k_cache must not be read-only"),
         ({"v_cache": np.zeros((1, 4, 1, 24), np.float32)}, "v_cache must match k_cache"),
         ({"q_norm": a_norm(rng, 24)}, "norm must be"),
+    ):
+        with pytest.raises(KernelArgumentError, match=rf"\[GroupedAttention\] {message}"):
+            kernels.GroupedAttention(**{**good, **wrong})
+    untouched = good["k_cache"].copy()
+    for wrong, message in (
+        ({"slots": rows + 3}, r"slots\[1\] is 4"),
         ({"positions": rows.astype(np.int32) + 3}, "positions"),
         (rotation(rng, 2, 9), r"elements 0 to 0 \+ 18 must lie inside a head"),
+        ({"seq_ids": np.ones(2, np.int32)}, r"seq_ids\[0\] is 1"),
+        ({"block_tables": np.ones((1, 1), np.int32)}, r"block_tables\[0, 0\] is 1"),
     ):
-        with pytest.raises(KernelArgumentError, match=rf"\[grouped_attention\] {message}"):
-            kernels.grouped_attention(x, **{**good, **wrong})
+        with pytest.raises(KernelArgumentError, match=rf"\[GroupedAttention\] {message}"):
+            kernels.run_parts([part], x + 1, **{**step, **wrong})
+    np.testing.assert_array_equal(good["k_cache"], untouched)
+    with pytest.raises(KernelArgumentError, match=r"\[run_parts\] x must be float32 \[n, 64\]"):
+        kernels.run_parts([part], normal(rng, 2, 32), **step)
+    gate, down = weights[0], published(rng, "f32", 64, 80).matrix
+    with pytest.raises(KernelArgumentError, match=r"\[GatedNetwork\] down must be"):
+        kernels.GatedNetwork(gate, gate, down, norm=a_norm(rng, 64))

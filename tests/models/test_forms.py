@@ -83,7 +83,7 @@ def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:
     for wanted in ([], [2], [0, 2]):
         rows = np.array(wanted, np.int64)
         asked = type(batch)(**{name: getattr(batch, name) for name in batch.__slots__} | {"logit_rows": rows})
-        assert model.forward(asked, steps.cache).shape == (len(wanted), model.config.vocab_size)
+        assert model.forward(asked, steps.calls).shape == (len(wanted), model.config.vocab_size)
 
 
 def test_the_cache_holds_one_latent_and_one_rotary_key_per_token(tmp_path: Path) -> None:

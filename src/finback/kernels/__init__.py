@@ -15,7 +15,6 @@ from finback.errors import ConfigError
 from finback.kernels.attention import (
     attention,
     cache_latents,
-    grouped_attention,
     load_rows,
     mla_attention,
     mla_decode,
@@ -23,18 +22,21 @@ from finback.kernels.attention import (
     store_rows,
 )
 from finback.kernels.norm_rope import rms_norm, rope
+from finback.kernels.parts import GatedNetwork, GroupedAttention, Part, run_parts
 from finback.kernels.products import Norm, head_linear, linear, mlp, moe, routed_moe
 from finback.kernels.sample import logprob_of, route, sample, top_logprobs
 from finback.kernels.weights import Matrix, bring_in, pack, packed_bytes, quantize, take_rows, unpack
 
 __all__ = [
+    "GatedNetwork",
+    "GroupedAttention",
     "Matrix",
     "Norm",
+    "Part",
     "attention",
     "available_isas",
     "bring_in",
     "cache_latents",
-    "grouped_attention",
     "head_linear",
     "int8_rate",
     "isa",
@@ -54,6 +56,7 @@ __all__ = [
     "rope",
     "route",
     "routed_moe",
+    "run_parts",
     "sample",
     "select_isa",
     "set_threads",

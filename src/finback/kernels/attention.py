@@ -100,51 +100,6 @@ def mla_decode(
     )
 
 
-def grouped_attention(
-    x: Floats,
-    weights: tuple[Matrix, Matrix, Matrix, Matrix],
-    k_cache: NDArray[Any],
-    v_cache: NDArray[Any],
-    *,
-    norm: Norm,
-    biases: tuple[Floats | None, Floats | None, Floats | None, Floats | None],
-    q_norm: Norm | None,
-    k_norm: Norm | None,
-    slots: NDArray[np.int64],
-    cos: Floats,
-    sin: Floats,
-    interleaved: bool,
-    block_tables: Ints,
-    seq_ids: Ints,
-    positions: Ints,
-    scale: float,
-) -> Floats:
-    """A layer's grouped-query attention with its residual: float32 [n, hidden] of x float32 [n, hidden].
-
-    ``weights`` are of q, k, v and o, with a bias or None each. Products of the normalised rows of x; :func:`rms_norm`
-    of each head of q and k if asked, :func:`rope` of both, :func:`store_rows` of k and v, :func:`attention`; the
-    product with o, plus x. The arguments are those of these functions.
-    """
-    return _native.grouped_attention(
-        x,
-        weights,
-        k_cache,
-        v_cache,
-        norm=norm,
-        biases=biases,
-        q_norm=q_norm,
-        k_norm=k_norm,
-        slots=slots,
-        cos=cos,
-        sin=sin,
-        interleaved=interleaved,
-        block_tables=block_tables,
-        seq_ids=seq_ids,
-        positions=positions,
-        scale=scale,
-    )
-
-
 def cache_latents(
     q: Floats,
     latents: Floats,

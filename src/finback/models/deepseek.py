@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from finback import kernels
 from finback.kernels import Matrix, Norm
 from finback.models.batch import Batch, Segment
-from finback.models.layers import Array, FeedForward, Fields, Layer, LayerCache, Model, Step, mlp, model, moe
+from finback.models.layers import Array, Call, FeedForward, Fields, Layer, LayerCache, Model, Step, mlp, model, moe
 from finback.models.rope import rotary
 from finback.weights.config import ModelConfig
 
@@ -53,7 +53,10 @@ class LatentAttention:
     scale: float
     expanded_bytes: int = 256 << 20  # of keys and values at a time
 
-    def __call__(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
+    def bind(self, norm: Norm, cache: LayerCache) -> Call:
+        return lambda x, step: self._add_to(x, norm, step, cache)
+
+    def _add_to(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
         c, n, batch = self.config, len(x), step.batch
         q, latents = self._from_hidden(x, norm)
         cos, sin = step.rope

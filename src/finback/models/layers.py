@@ -1,13 +1,14 @@
 """What the families share: the decoder loop, both kinds of feed-forward layer, typed access to bound weights.
 
-A layer returns the residual stream ``x`` (float32 [rows, hidden]) with its own part added, so that kernels
-can add in their last pass. Every row is computed from that row alone; all that rows of a sequence share is
-the cache.
+A layer has two parts, attention and feed-forward. Each returns the residual stream ``x`` (float32 [rows, hidden])
+with its own part added, so that kernels can add in their last pass. Every row is computed from that row alone; all
+that rows of a sequence share is the cache. Parts are bound to the cache before the first step: what is one kernel
+call becomes a native part, and native parts that follow each other run in one call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from finback import kernels
 from finback.errors import MissingTensor, ShapeMismatch
-from finback.kernels import Matrix, Norm
+from finback.kernels import Matrix, Norm, Part
 from finback.models.batch import Batch
 from finback.models.rope import Rotary, Tables
 from finback.weights.config import ModelConfig, MoeConfig
@@ -34,10 +35,14 @@ class Step:
     generated: NDArray[np.int64]  # rows of generated tokens
 
 
+# A bound part that takes several kernel calls: ``x`` with the part added.
+Call: TypeAlias = Callable[[Array, Step], Array]
+
+
 class Attention(Protocol):
     """One layer's attention over the cache."""
 
-    def __call__(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
+    def bind(self, norm: Norm, cache: LayerCache) -> Part | Call:
         """``x`` plus attention of its normalised rows, whose keys and values go to the cache first."""
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -47,7 +52,7 @@ class Attention(Protocol):
 class FeedForward(Protocol):
     """One layer's feed-forward part."""
 
-    def __call__(self, x: Array, norm: Norm) -> Array:
+    def bind(self, norm: Norm) -> Part | Call:
         """``x`` plus the feed-forward of its normalised rows."""
 
 
@@ -59,8 +64,8 @@ class Mlp:
     up: Matrix
     down: Matrix
 
-    def __call__(self, x: Array, norm: Norm) -> Array:
-        return kernels.mlp(x, self.gate, self.up, self.down, norm=norm, add=x)
+    def bind(self, norm: Norm) -> Part:
+        return kernels.GatedNetwork(self.gate, self.up, self.down, norm=norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,10 @@ class Moe:
     down: Matrix
     shared: tuple[Matrix, Matrix, Matrix] | None
 
-    def __call__(self, x: Array, norm: Norm) -> Array:
+    def bind(self, norm: Norm) -> Call:
+        return lambda x, _: self._add_to(x, norm)
+
+    def _add_to(self, x: Array, norm: Norm) -> Array:
         c = self.config
         return kernels.routed_moe(
             x,
@@ -106,6 +114,10 @@ class Layer:
     mlp_norm: Norm
     feed_forward: FeedForward
 
+    def bind(self, cache: LayerCache) -> tuple[Part | Call, Part | Call]:
+        """Both parts, in order."""
+        return self.attention.bind(self.attn_norm, cache), self.feed_forward.bind(self.mlp_norm)
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -122,19 +134,59 @@ class Model:
         """Per layer: the arrays that the cache needs, by name, with the shape of one token's entry."""
         return [layer.attention.cache_shapes() for layer in self.layers]
 
-    def forward(self, batch: Batch, cache: Sequence[LayerCache]) -> Array:
-        """Run one step: fill the cache at the batch's slots, return logits [m, vocab] of its logit rows."""
+    def bind(self, cache: Sequence[LayerCache]) -> list[Call]:
+        """The layers over this cache, for :meth:`forward`."""
+        layers = zip(self.layers, cache, strict=True)
+        return _chained(part for layer, layer_cache in layers for part in layer.bind(layer_cache))
+
+    def forward(self, batch: Batch, calls: Sequence[Call]) -> Array:
+        """Run one step: fill the cache at the batch's slots, return logits [m, vocab] of its logit rows.
+
+        ``calls`` come from :meth:`bind`.
+        """
         step = Step(batch, self.rotary.tables(batch.positions), batch.generated_rows())
         x = kernels.take_rows(self.embed, batch.tokens)
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer.attention(x, layer.attn_norm, step, layer_cache)
-            x = layer.feed_forward(x, layer.mlp_norm)
+        for call in calls:
+            x = call(x, step)
         return self._logits(x[batch.logit_rows])
 
     def _logits(self, x: Array) -> Array:
         if not len(x):
             return np.empty((0, self.config.vocab_size), np.float32)
         return kernels.linear(x, [self.head], norm=self.norm)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """Native parts that follow each other: one call."""
+
+    parts: list[Part]
+
+    def __call__(self, x: Array, step: Step) -> Array:
+        batch = step.batch
+        cos, sin = step.rope
+        return kernels.run_parts(
+            self.parts,
+            x,
+            slots=batch.slots,
+            cos=cos,
+            sin=sin,
+            block_tables=batch.block_tables,
+            seq_ids=batch.seq_ids,
+            positions=batch.positions,
+        )
+
+
+def _chained(parts: Iterable[Part | Call]) -> list[Call]:
+    calls: list[Call] = []
+    for part in parts:
+        if not isinstance(part, Part):
+            calls.append(part)
+        elif calls and isinstance(calls[-1], _Chain):
+            calls[-1].parts.append(part)
+        else:
+            calls.append(_Chain([part]))
+    return calls
 
 
 class Fields:

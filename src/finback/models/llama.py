@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finback import kernels
-from finback.kernels import Matrix, Norm
-from finback.models.layers import Array, Fields, Layer, LayerCache, Model, Step, mlp, model
+from finback.kernels import Matrix, Norm, Part
+from finback.models.layers import Array, Fields, Layer, LayerCache, Model, mlp, model
 from finback.models.rope import rotary
 from finback.weights.config import ModelConfig
 
@@ -26,11 +26,8 @@ class GroupedQueryAttention:
     k_norm: Norm | None
     scale: float
 
-    def __call__(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
-        batch = step.batch
-        cos, sin = step.rope
-        return kernels.grouped_attention(
-            x,
+    def bind(self, norm: Norm, cache: LayerCache) -> Part:
+        return kernels.GroupedAttention(
             self.weights,
             cache["k"],
             cache["v"],
@@ -38,13 +35,7 @@ class GroupedQueryAttention:
             biases=self.biases,
             q_norm=self.q_norm,
             k_norm=self.k_norm,
-            slots=batch.slots,
-            cos=cos,
-            sin=sin,
             interleaved=self.config.rope_interleaved,
-            block_tables=batch.block_tables,
-            seq_ids=batch.seq_ids,
-            positions=batch.positions,
             scale=self.scale,
         )
 

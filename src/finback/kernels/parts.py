@@ -1,0 +1,56 @@
+"""Parts of decoder layers, bound to their weights and cache: any number of them run in one call.
+
+Between two kernels of a step, Python and the checks of arguments touch more memory than a small model's layer; so
+what does not change from step to step is checked once, when a part is made. A part adds to the residual stream, in
+which a row depends on that row alone and on the cache (rule R1), and gives bit for bit what the kernels that it joins
+give:
+
+``GatedNetwork(gate, up, down, norm=)``
+    :func:`mlp` of the normalised rows.
+``GroupedAttention(weights, k_cache, v_cache, norm=, biases=, q_norm=, k_norm=, interleaved=, scale=)``
+    ``weights`` are of q, k, v and o, with a bias or None each. Products of the normalised rows of x;
+    :func:`rms_norm` of each head of q and k if asked, :func:`rope` of both, :func:`store_rows` of k and v,
+    :func:`attention`; the product with o.
+
+Making a part raises KernelArgumentError where shapes do not fit each other; it keeps its arrays alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finback import _native
+from finback._native import GatedNetwork, GroupedAttention, Part
+
+__all__ = ["GatedNetwork", "GroupedAttention", "Part", "run_parts"]
+
+
+def run_parts(
+    parts: Sequence[Part],
+    x: NDArray[np.float32],
+    *,
+    slots: NDArray[np.int64],
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    block_tables: NDArray[np.int32],
+    seq_ids: NDArray[np.int32],
+    positions: NDArray[np.int32],
+) -> NDArray[np.float32]:
+    """x float32 [n, hidden] after all parts, one after the other; ``x`` itself stays.
+
+    slots [n] and cos, sin [n, pairs] are of the rows; block_tables, seq_ids and positions as in :func:`attention`.
+    Everything is checked before the first part runs.
+    """
+    return _native.run_parts(
+        parts,
+        x,
+        slots=slots,
+        cos=cos,
+        sin=sin,
+        block_tables=block_tables,
+        seq_ids=seq_ids,
+        positions=positions,
+    )
