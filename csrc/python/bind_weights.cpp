@@ -22,6 +22,10 @@ namespace {
 
 using OptionalArray = std::optional<InputArray>;
 
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
 // ---- packing
 // -----------------------------------------------------------------------------------------------------------
 
@@ -215,6 +219,20 @@ private:
     Norm of_x_;
 };
 
+// Heeds signals between parts, as Python would between calls: a step of a large model takes minutes.
+class Interruptions {
+public:
+    void let_in() {
+        if (seconds_since(last_) < 0.1) return;
+        const nb::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        last_ = std::chrono::steady_clock::now();
+    }
+
+private:
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
 nb::object run_parts(const std::vector<const Part*>& parts, const InputArray& x, const InputArray& slots,
                      const InputArray& cos, const InputArray& sin, const InputArray& block_tables,
                      const InputArray& seq_ids, const InputArray& positions) {
@@ -233,7 +251,11 @@ nb::object run_parts(const std::vector<const Part*>& parts, const InputArray& x,
     const Output<> out({n, x.shape(1)});
     const nb::gil_scoped_release release;
     std::memcpy(out.data, input, sizeof(float) * static_cast<size_t>(x.size()));
-    for (const Part* part : parts) part->run(step, n, out.data, memory.get());
+    Interruptions interruptions;
+    for (const Part* part : parts) {
+        part->run(step, n, out.data, memory.get());
+        interruptions.let_in();
+    }
     return out.array;
 }
 
@@ -388,10 +410,6 @@ nb::object routed_moe(const InputArray& x, const Matrix& router, const Matrix& g
 
 // ---- the machine
 // -------------------------------------------------------------------------------------------------------
-
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
 
 // Best pass of reading a buffer front to back, each thread its own part, for about `seconds`.
 double read_bandwidth(int64_t bytes, double seconds) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,25 @@ def test_parts_in_a_row(isa: str, rng: np.random.Generator, format: str, n: int)
     for network, norm in zip(networks, norms, strict=True):
         x = kernels.mlp(x, *network, norm=norm, add=x)
     np.testing.assert_array_equal(got, x)
+
+
+def test_a_signal_ends_a_run_of_parts(rng: np.random.Generator) -> None:
+    class Bell(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Bell
+
+    gate, up, down = (published(rng, "bf16", *shape).matrix for shape in ((512, 256), (512, 256), (256, 512)))
+    part = kernels.GatedNetwork(gate, up, down, norm=a_norm(rng, 256))
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Bell):
+            kernels.run_parts([part] * 20000, normal(rng, 64, 256), **no_cache(64))  # seconds
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def no_cache(n: int) -> dict[str, Any]:
