@@ -181,8 +181,10 @@ void down_phase(Team& team, const Work& work, float* memory) {
     for_claimed(team, items, [&](size_t item) { down_item(work, item, rows, memory); });
 }
 
-bool needs_groups(const GatedWeights* w) {
-    return w != nullptr && (is_integer(w->gate.format) || is_integer(w->up.format));
+void add_forms(const GatedWeights* w, Forms& forms) {
+    if (w == nullptr) return;
+    forms.add(w->gate);
+    forms.add(w->up);
 }
 size_t multiply_adds(const GatedWeights* w, size_t tokens) {
     return w == nullptr ? 0 : 3 * tokens * w->gate.rows * w->gate.cols;
@@ -203,20 +205,22 @@ void ffn(const FfnCall& call) {
     if (call.n == 0) return;
     const size_t cols = any_network(call).gate.cols, hidden = any_network(call).down.rows;
     const size_t slots = call.n * call.chosen, out_chunk = out_chunk_of(hidden, thread_count());
-    Work work{call, slots, out_chunk, {}, {call.x, call.n, cols, cols, call.norm}, {}, {}, nullptr, 0};
+    Forms forms;
+    add_forms(call.routed, forms);
+    add_forms(call.shared, forms);
+    Work work{call, slots, out_chunk, {}, {call.x, call.n, cols, cols, call.norm, forms}, {}, {}, nullptr, 0};
     const size_t experts = call.routed != nullptr ? call.routed->gate.experts : 0;
-    const bool quantized = needs_groups(call.routed) || needs_groups(call.shared);
     const size_t most_runs = experts < work.slots ? experts : work.slots;
     const size_t chunk_floats = (work.slots + call.n) * work.out_chunk, block_floats = 2 * kTokenBlock * kHiddenChunk;
     work.thread_floats = chunk_floats > block_floats ? chunk_floats : block_floats;
     const int threads =
         threads_for(multiply_adds(call.routed, work.slots) + multiply_adds(call.shared, call.n), thread_count());
     const size_t floats = work.thread_floats * static_cast<size_t>(threads);
-    Pieces pieces(work.rows.bytes(quantized) + piece_bytes<float>(floats) + 2 * piece_bytes<int32_t>(work.slots) +
+    Pieces pieces(work.rows.bytes() + piece_bytes<float>(floats) + 2 * piece_bytes<int32_t>(work.slots) +
                   piece_bytes<int32_t>(experts + 1) + piece_bytes<ExpertRun>(most_runs) +
                   (call.routed != nullptr ? Hidden::bytes(call.routed->down, work.slots) : 0) +
                   (call.shared != nullptr ? Hidden::bytes(call.shared->down, call.n) : 0));
-    work.rows.take(pieces, quantized);
+    work.rows.take(pieces);
     work.thread_memory = pieces.take<float>(floats);
     if (call.routed != nullptr) {
         work.plan = {pieces.take<int32_t>(work.slots), pieces.take<int32_t>(work.slots),

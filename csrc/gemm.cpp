@@ -48,15 +48,15 @@ void linear_item(const LinearCall& call, const Pool::Item& item, const Rows& row
 void linear(const LinearCall& call) {
     if (call.n == 0) return;
     const size_t cols = call.weights[0].cols;
-    bool integers = false;
+    Forms forms;
     size_t outputs = 0;
     for (size_t w = 0; w < call.count; ++w) {
-        integers = integers || is_integer(call.weights[w].format);
+        forms.add(call.weights[w]);
         outputs += call.weights[w].rows;
     }
-    Rows rows{call.x, call.n, cols, cols, call.norm};
-    Pieces pieces(rows.bytes(integers));
-    rows.take(pieces, integers);
+    Rows rows{call.x, call.n, cols, cols, call.norm, forms};
+    Pieces pieces(rows.bytes());
+    rows.take(pieces);
     const int threads = threads_for(call.n * outputs * cols, thread_count());
     const Pool pool{call.weights, call.count, threads};
     const size_t items = pool.items();
@@ -87,10 +87,11 @@ void head_item(const HeadLinearCall& call, const Rows& rows, const HeadPool& poo
 void head_linear(const HeadLinearCall& call) {
     if (call.n == 0) return;
     const Weight& w = call.weight;
-    const bool integers = is_integer(w.format);
-    Rows rows{call.x, call.n * (call.shared_input ? 1 : w.experts), w.cols, call.stride, {}};
-    Pieces pieces(rows.bytes(integers));
-    rows.take(pieces, integers);
+    Forms forms;
+    forms.add(w);
+    Rows rows{call.x, call.n * (call.shared_input ? 1 : w.experts), w.cols, call.stride, {}, forms};
+    Pieces pieces(rows.bytes());
+    rows.take(pieces);
     const int threads = threads_for(call.n * w.experts * w.rows * w.cols, thread_count());
     const HeadPool pool{row_blocks(w.rows), blocks_per_item(w, 1), w.experts};
     const size_t items = pool.items();

@@ -9,22 +9,33 @@
 
 namespace finback::FINBACK_NAMESPACE {
 
+// The forms that some weights take.
+struct Forms {
+    bool integers = false, floats = false;
+
+    FINBACK_INLINE void add(const Weight& weight) { (is_integer(weight.format) ? integers : floats) = true; }
+};
+
 // Row i is x + i * stride, `cols` floats. What its memory holds is valid once prepare() has returned.
 struct Rows {
     const float* x = nullptr;
     size_t n = 0, cols = 0, stride = 0;
     Norm norm;
-    float* normed = nullptr;       // null without a norm
+    Forms forms;
+    float* normed = nullptr;       // null without a norm; where no weight takes floats, one row for each thread
     Activation* groups = nullptr;  // null if no weight is of an integer format
 
     size_t group_count() const { return cols / kGroupCols; }
-    size_t bytes(bool integers) const {
-        return (norm.weight != nullptr ? piece_bytes<float>(n * cols) : 0) +
-               (integers ? piece_bytes<Activation>(n * group_count()) : 0);
+    size_t normed_rows() const {
+        return norm.weight == nullptr ? 0 : forms.floats ? n : static_cast<size_t>(thread_count());
     }
-    void take(Pieces& pieces, bool integers) {
-        if (norm.weight != nullptr) normed = pieces.take<float>(n * cols);
-        if (integers) groups = pieces.take<Activation>(n * group_count());
+    size_t bytes() const {
+        return piece_bytes<float>(normed_rows() * cols) +
+               (forms.integers ? piece_bytes<Activation>(n * group_count()) : 0);
+    }
+    void take(Pieces& pieces) {
+        if (norm.weight != nullptr) normed = pieces.take<float>(normed_rows() * cols);
+        if (forms.integers) groups = pieces.take<Activation>(n * group_count());
     }
     const float* values() const { return normed != nullptr ? normed : x; }
     size_t value_stride() const { return normed != nullptr ? cols : stride; }
@@ -33,8 +44,13 @@ struct Rows {
     void prepare(Team& team) const {
         if (normed == nullptr && groups == nullptr) return;
         for (size_t i = team.next(); i < n; i = team.next()) {
-            if (normed != nullptr) norm_row(x + i * stride, norm, normed + i * cols, static_cast<int64_t>(cols));
-            if (groups != nullptr) quantize_row(values() + i * value_stride(), cols, groups + i * group_count());
+            const float* row = x + i * stride;
+            if (normed != nullptr) {
+                float* to = normed + (forms.floats ? i : static_cast<size_t>(team.index)) * cols;
+                norm_row(row, norm, to, static_cast<int64_t>(cols));
+                row = to;
+            }
+            if (groups != nullptr) quantize_row(row, cols, groups + i * group_count());
         }
         team.barrier();
     }
