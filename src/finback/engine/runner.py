@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,14 +65,23 @@ def _allocate(model: Model, plan: CachePlan) -> list[dict[str, NDArray[Any]]]:
     dtype = _NUMPY_KV[plan.kv_dtype]
     try:
         return [
-            {name: np.zeros((plan.num_blocks, BLOCK_SIZE, *shape), dtype) for name, shape in layer.items()}
+            {name: _zeros((plan.num_blocks, BLOCK_SIZE, *shape), dtype) for name, shape in layer.items()}
             for layer in model.cache_layout()
         ]
-    except MemoryError:
+    except (MemoryError, OSError):
         raise ModelTooLarge(
             f"the system refuses {plan.pool_bytes / 2**30:.2f} GiB for the key-value cache",
             hint="ask for a shorter context or fewer requests at once",
         ) from None
+
+
+def _zeros(shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any]:
+    # In small pages, not NumPy's: large ones are cleared whole, 2 MiB for each array of each layer at the first token.
+    count = math.prod(shape)
+    pages = mmap.mmap(-1, max(count * np.dtype(dtype).itemsize, 1), flags=mmap.MAP_PRIVATE)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype, count).reshape(shape)
 
 
 def build_batch(plan: Sequence[Work], *, every_row: bool = False) -> Batch:
