@@ -22,10 +22,6 @@ namespace {
 
 using OptionalArray = std::optional<InputArray>;
 
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
 // ---- packing
 // -----------------------------------------------------------------------------------------------------------
 
@@ -219,46 +215,6 @@ private:
     Norm of_x_;
 };
 
-// Heeds signals between parts, as Python would between calls: a step of a large model takes minutes.
-class Interruptions {
-public:
-    void let_in() {
-        if (seconds_since(last_) < 0.1) return;
-        const nb::gil_scoped_acquire acquire;
-        if (PyErr_CheckSignals() != 0) throw nb::python_error();
-        last_ = std::chrono::steady_clock::now();
-    }
-
-private:
-    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-nb::object run_parts(const std::vector<const Part*>& parts, const InputArray& x, const InputArray& slots,
-                     const InputArray& cos, const InputArray& sin, const InputArray& block_tables,
-                     const InputArray& seq_ids, const InputArray& positions) {
-    constexpr const char* op = "run_parts";
-    const StepArrays step{slots, cos, sin, block_tables, seq_ids, positions};
-    const float* input = elements<float>(op, "x", x, {kAny, kAny});
-    const int64_t n = x.shape(0);
-    int64_t floats = 0;
-    for (const Part* part : parts) {
-        require(part != nullptr, op, "parts must not hold None");
-        require(part->width() == x.shape(1), op, "x must be float32 [n, ", part->width(), "], not ", describe(x));
-        floats = std::max(floats, n * part->floats_per_row());
-    }
-    const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(floats)]);
-    for (const Part* part : parts) part->check(step, n, memory.get());
-    const Output<> out({n, x.shape(1)});
-    const nb::gil_scoped_release release;
-    std::memcpy(out.data, input, sizeof(float) * static_cast<size_t>(x.size()));
-    Interruptions interruptions;
-    for (const Part* part : parts) {
-        part->run(step, n, out.data, memory.get());
-        interruptions.let_in();
-    }
-    return out.array;
-}
-
 void check_choices(const int32_t* ids, size_t n, size_t k, size_t experts) {
     require(k >= 1, "moe", "ids must choose at least one expert per token");
     require(n * k <= static_cast<size_t>(std::numeric_limits<int32_t>::max()), "moe", "too many choices: ", n * k);
@@ -411,6 +367,10 @@ nb::object routed_moe(const InputArray& x, const Matrix& router, const Matrix& g
 // ---- the machine
 // -------------------------------------------------------------------------------------------------------
 
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
 // Best pass of reading a buffer front to back, each thread its own part, for about `seconds`.
 double read_bandwidth(int64_t bytes, double seconds) {
     require(bytes >= 1 << 20 && bytes <= int64_t{1} << 36, "read_bandwidth", "bytes must be from 2^20 to 2^36, not ",
@@ -483,15 +443,6 @@ void bind_packing(nb::module_& m) {
     m.def("take_rows", &take_matrix_rows, "m"_a, "ids"_a);
 }
 
-void bind_parts(nb::module_& m) {
-    nb::class_<Part>(m, "Part");
-    nb::class_<GatedNetwork, Part>(m, "GatedNetwork")
-        .def(nb::init<const Matrix&, const Matrix&, const Matrix&, NormArgument>(), "gate"_a, "up"_a, "down"_a,
-             nb::kw_only(), "norm"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>());
-    m.def("run_parts", &run_parts, "parts"_a, "x"_a, nb::kw_only(), "slots"_a, "cos"_a, "sin"_a, "block_tables"_a,
-          "seq_ids"_a, "positions"_a);
-}
-
 void bind_products(nb::module_& m) {
     m.def("linear", &linear_products, "x"_a, "weights"_a, nb::kw_only(), "norm"_a = nb::none(), "bias"_a = nb::none(),
           "add"_a = nb::none());
@@ -502,6 +453,9 @@ void bind_products(nb::module_& m) {
     m.def("routed_moe", &routed_moe, "x"_a, "router"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "shared"_a.none(),
           "norm"_a.none(), "add"_a.none(), "bias"_a.none(), "scoring"_a, "top_k"_a, "groups"_a, "top_groups"_a,
           "group_rule"_a, "normalize"_a, "scale"_a);
+    nb::class_<GatedNetwork, Part>(m, "GatedNetwork")
+        .def(nb::init<const Matrix&, const Matrix&, const Matrix&, NormArgument>(), "gate"_a, "up"_a, "down"_a,
+             nb::kw_only(), "norm"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>());
     m.def("moe", &moe, "x"_a, "ids"_a, "weights"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "shared"_a = nb::none(),
           "norm"_a = nb::none(), "add"_a = nb::none());
 }
@@ -512,7 +466,6 @@ void bind_weights(nb::module_& m) {
     bind_matrix(m);
     bind_packing(m);
     bind_products(m);
-    bind_parts(m);
     m.def("read_bandwidth", &read_bandwidth, "bytes"_a, "seconds"_a);
     m.def("int8_rate", &int8_rate, "seconds"_a);
 }
