@@ -349,10 +349,23 @@ public:
     int64_t floats_per_row() const override {
         return heads_ * (cache_.key_dim + cache_.value_dim) + cache_.k.width + cache_.v.width;
     }
-    void check(const StepArrays& step, int64_t n, float* memory) const override { calls(step, n, memory); }
+    std::function<void()> prepare(const StepArrays& step, int64_t n, float* x, float* memory) const override {
+        return [this, c = calls(step, n, memory), n, x] { run(c, n, x); };
+    }
 
-    void run(const StepArrays& step, int64_t n, float* x, float* memory) const override {
-        const Calls c = calls(step, n, memory);
+private:
+    static constexpr const char* kName = "GroupedAttention";
+
+    // A step's pieces. Fresh queries, keys, values and what the queries attend to lie one behind the other in memory.
+    struct Calls {
+        Heads queries, keys;
+        float* values;
+        RopeCall turn_q, turn_k;
+        const int64_t* slots;
+        AttentionCall attention;
+    };
+
+    void run(const Calls& c, int64_t n, float* x) const {
         const auto count = static_cast<size_t>(n);
         float* const fresh[3] = {c.queries.x, c.keys.x, c.values};
         const GemmKernels& gemm = kernels().gemm;
@@ -368,17 +381,6 @@ public:
         gemm.linear({c.attention.out, count, Norm{}, &weights_[3], 1, &bias_[3], x, &x});
     }
 
-private:
-    static constexpr const char* kName = "GroupedAttention";
-
-    // A step's pieces. Fresh queries, keys, values and what the queries attend to lie one behind the other in memory.
-    struct Calls {
-        Heads queries, keys;
-        float* values;
-        RopeCall turn_q, turn_k;
-        const int64_t* slots;
-        AttentionCall attention;
-    };
     Calls calls(const StepArrays& step, int64_t n, float* memory) const {
         Calls c{};
         c.queries = {memory, n, heads_, cache_.key_dim};

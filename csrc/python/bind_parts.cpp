@@ -38,13 +38,15 @@ nb::object run_parts(const std::vector<const Part*>& parts, const InputArray& x,
         floats = std::max(floats, n * part->floats_per_row());
     }
     const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(floats)]);
-    for (const Part* part : parts) part->check(step, n, memory.get());
     const Output<> out({n, x.shape(1)});
+    std::vector<std::function<void()>> works;
+    works.reserve(parts.size());
+    for (const Part* part : parts) works.push_back(part->prepare(step, n, out.data, memory.get()));
     const nb::gil_scoped_release release;
     std::memcpy(out.data, input, sizeof(float) * static_cast<size_t>(x.size()));
     Interruptions interruptions;
-    for (const Part* part : parts) {
-        part->run(step, n, out.data, memory.get());
+    for (const auto& work : works) {
+        work();
         interruptions.let_in();
     }
     return out.array;

@@ -197,14 +197,13 @@ public:
 
     int64_t width() const override { return signed_size(weights_.gate.cols); }
     int64_t floats_per_row() const override { return 0; }
-    void check(const StepArrays&, int64_t, float*) const override {}
-    void run(const StepArrays&, int64_t n, float* x, float*) const override {
+    std::function<void()> prepare(const StepArrays&, int64_t n, float* x, float*) const override {
         FfnCall call;
         call.x = call.add = call.out = x;
         call.n = static_cast<size_t>(n);
         call.norm = of_x_;
         call.shared = &weights_;
-        kernels().gemm.ffn(call);
+        return [call] { kernels().gemm.ffn(call); };
     }
 
 private:

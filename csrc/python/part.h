@@ -2,6 +2,8 @@
 // so that a step of many layers is one call that looks at nothing but the step's own arrays.
 #pragma once
 
+#include <functional>
+
 #include "array_args.h"
 
 namespace finback {
@@ -16,10 +18,8 @@ public:
     virtual ~Part() = default;
     virtual int64_t width() const = 0;           // of a row
     virtual int64_t floats_per_row() const = 0;  // of working memory
-    // Refuses what does not fit, before any part has run.
-    virtual void check(const StepArrays& step, int64_t n, float* memory) const = 0;
-    // Adds what the part does to x [n, width], in place.
-    virtual void run(const StepArrays& step, int64_t n, float* x, float* memory) const = 0;
+    // Refuses what does not fit; else the work, which adds what the part does to x [n, width] in place.
+    virtual std::function<void()> prepare(const StepArrays& step, int64_t n, float* x, float* memory) const = 0;
 };
 
 }  // namespace finback

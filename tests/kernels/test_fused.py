@@ -119,17 +119,17 @@ def test_grouped_attention(isa: str, rng: np.random.Generator, dtype: type[Any],
         np.testing.assert_array_equal(cache, right)
 
 
+def a_network(rng: np.random.Generator, format: str, hidden: int, inner: int) -> tuple[kernels.Matrix, ...]:
+    """Gate, up and down."""
+    shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
+    return tuple(published(rng, format, *shape).matrix for shape in shapes)
+
+
 @pytest.mark.parametrize("format", ["q4_0", "bf16"])
 @pytest.mark.parametrize("n", [0, 1, 17])
 def test_parts_in_a_row(isa: str, rng: np.random.Generator, format: str, n: int) -> None:
     hidden, inner = 256, 512
-    networks = [
-        (
-            *(published(rng, format, inner, hidden).matrix for _ in range(2)),
-            published(rng, format, hidden, inner).matrix,
-        )
-        for _ in range(3)
-    ]
+    networks = [a_network(rng, format, hidden, inner) for _ in range(3)]
     norms = [a_norm(rng, hidden) for _ in networks]
     x = normal(rng, n, hidden)
     parts = [kernels.GatedNetwork(*network, norm=norm) for network, norm in zip(networks, norms, strict=True)]
@@ -146,8 +146,7 @@ def test_a_signal_ends_a_run_of_parts(rng: np.random.Generator) -> None:
     def ring(*_: object) -> None:
         raise Bell
 
-    gate, up, down = (published(rng, "bf16", *shape).matrix for shape in ((512, 256), (512, 256), (256, 512)))
-    part = kernels.GatedNetwork(gate, up, down, norm=a_norm(rng, 256))
+    part = kernels.GatedNetwork(*a_network(rng, "bf16", 256, 512), norm=a_norm(rng, 256))
     before = signal.signal(signal.SIGALRM, ring)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
@@ -169,8 +168,7 @@ def no_cache(n: int) -> dict[str, Any]:
 
 def test_a_part_keeps_what_it_reads(rng: np.random.Generator) -> None:
     def make() -> kernels.Part:
-        gate, up, down = (published(rng, "q8_0", 64, 64).matrix for _ in range(3))
-        return kernels.GatedNetwork(gate, up, down, norm=a_norm(rng, 64))
+        return kernels.GatedNetwork(*a_network(rng, "q8_0", 64, 64), norm=a_norm(rng, 64))
 
     part, x = make(), normal(rng, 2, 64)
     first = kernels.run_parts([part], x, **no_cache(2))

@@ -1,9 +1,9 @@
 """Parts of decoder layers, bound to their weights and cache: any number of them run in one call.
 
-Between two kernels of a step, Python and the checks of arguments touch more memory than a small model's layer; so
-what does not change from step to step is checked once, when a part is made. A part adds to the residual stream, in
-which a row depends on that row alone and on the cache (rule R1), and gives bit for bit what the kernels that it joins
-give:
+Weights that stream by push Python and the checks of arguments out of the caches, and what each call between two
+kernels then costs is felt on small models; so what does not change from step to step is checked once, when a part is
+made. A part adds to the residual stream, in which a row depends on that row alone and on the cache (rule R1), and gives
+bit for bit what the kernels that it joins give:
 
 ``GatedNetwork(gate, up, down, norm=)``
     :func:`mlp` of the normalised rows.
