@@ -19,9 +19,9 @@
 // Six-bit pairs (a, b) of group g and row r: byte 8g+r = low nibbles (a | b << 4); byte 64 + 8(g mod 4) + r holds the
 // upper two bits, (a | b << 2), in its low nibble for g < 4 and in its high nibble for g >= 4.
 //
-// Float formats: f32, f16, bf16 have one tile per column (8 values); f8_e4m3 one per quad (columns padded to 4), and
-// behind the pair's tiles of up to 128 columns one more of each row block with the 8 rows' float32 scales for those
-// columns.
+// Float formats: f32, f16, bf16 have one tile per column (8 values). f8_e4m3 has 64 bytes for a quad of a pair (columns
+// padded to 4): columns 0 and 2 of each of the 16 rows, then columns 1 and 3, so that the rows' numbers of one column
+// are every second byte. Behind the quads of up to 128 columns come the 16 rows' float32 scales for those columns.
 #pragma once
 
 #include <cstddef>
@@ -71,12 +71,15 @@ FINBACK_INLINE constexpr size_t row_block_bytes(Format format, size_t cols) {
     return ceil_div(cols, 4) * 4 * kBlockRows + ceil_div(cols, kFp8ScaleCols) * kBlockRows * sizeof(float);
 }
 FINBACK_INLINE constexpr size_t pair_bytes(Format format, size_t cols) { return 2 * row_block_bytes(format, cols); }
-// From a row block's first tile of f8_e4m3 to its scales behind `cols` columns: the codes of both row blocks.
+// From a pair's first quad of f8_e4m3 to the scales behind `cols` columns.
 FINBACK_INLINE constexpr size_t fp8_scale_offset(size_t cols) { return ceil_div(cols, 4) * 4 * kPairRows; }
-// Where in its pair a row block (0 or 1) has the tile whose first column is `first`; of f8_e4m3, the first of the tiles
-// that are scaled together.
+// From there to the number in a row (0 .. 15 of the pair) and a column that is scaled together with the first.
+FINBACK_INLINE constexpr size_t fp8_offset(size_t row, size_t col) {
+    return col / 4 * 4 * kPairRows + col % 2 * 2 * kPairRows + 2 * row + col % 4 / 2;
+}
+// Where in its pair a row block (0 or 1) has the tile whose first column is `first`; the two share those of f8_e4m3.
 FINBACK_INLINE constexpr size_t tile_offset(Format format, size_t row_block, size_t first) {
-    const size_t tile = format == Format::f8_e4m3 ? 4 * kBlockRows : tile_bytes(format);
+    const size_t tile = format == Format::f8_e4m3 ? 0 : tile_bytes(format);
     return pair_bytes(format, first) + row_block * tile;
 }
 FINBACK_INLINE constexpr size_t row_blocks(size_t rows) { return ceil_div(rows, kBlockRows); }

@@ -116,12 +116,15 @@ FINBACK_INLINE void add_group(const Group<F, N>& w, const Activation* const (&a)
 
 // ---- float formats: some columns whose weights lie unpacked
 
-template <size_t N, int T>
-FINBACK_INLINE void add_columns(const Floats<N>* w, const float* const (&x)[T], size_t count, Sums<N, T>& sums) {
+// w[k] is column k of R pairs of row blocks.
+template <size_t R, int T>
+FINBACK_INLINE void add_columns(const F32x16 (*w)[R], const float* const (&x)[T], size_t count, Sums<2, T> (&sums)[R]) {
     for (size_t k = 0; k < count; ++k) {
-        const Floats<N> column = taken(w[k]);
         FINBACK_UNROLL(8)
-        for (int t = 0; t < T; ++t) sums.at[t] = taken(fma(column, set1<N>(x[t][k]), sums.at[t]));
+        for (int t = 0; t < T; ++t) {
+            const F32x16 value = set1<2>(x[t][k]);
+            for (size_t r = 0; r < R; ++r) sums[r].at[t] = taken(fma(w[k][r], value, sums[r].at[t]));
+        }
     }
 }
 

@@ -108,10 +108,10 @@ void pack_fp8(const BlockRows& block) {
         const size_t width = std::min(kFp8ScaleCols, cols - first);
         uint8_t* tile = block.tile(first);
         for (size_t i = 0; i < block.rows; ++i) {
-            for (size_t k = 0; k < width; k += 4)
-                std::memcpy(tile + k * kPairRows + 4 * i, block.row(i) + first + k, std::min<size_t>(4, width - k));
+            const size_t row = block.half * kBlockRows + i;
+            for (size_t k = 0; k < width; ++k) tile[fp8_offset(row, k)] = block.row(i)[first + k];
             const float* scale = block.weight.scales + (block.first + i) * scale_cols + first / kFp8ScaleCols;
-            std::memcpy(tile + fp8_scale_offset(width) + 4 * i, scale, 4);
+            std::memcpy(tile + fp8_scale_offset(width) + 4 * row, scale, 4);
         }
     }
 }

@@ -17,7 +17,12 @@ constexpr size_t kIntegerPanelCols = 512;  // 16 groups: two row blocks unpack t
 constexpr size_t kWordPanelCols = 256;     // two row blocks as words take 9 KiB, a block of tokens 64
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
 constexpr size_t kStreamedTokens = kTileTokens == 8 ? 16 : 4;  // unpacking twice costs less than a panel
-constexpr size_t kPrefetchBytes = 6144;  // how far ahead a stream of weights is asked for; multiples of 4096 are slower
+
+// How far ahead each of some streams of weights is asked for; multiples of 4096 are slower. Several streams go ahead as
+// far in sum, and by the tiles of a pair more: a tile's scales lie behind its codes and are read first.
+constexpr size_t prefetch_bytes(Format format, size_t streams) {
+    return streams == 1 ? 6144 : 6144 / (streams + 1) + 2 * tile_bytes(format);
+}
 
 // The inputs of a register tile.
 template <int T>
@@ -25,6 +30,21 @@ struct Tokens {
     const Activation* groups[T];
     const float* values[T];
 };
+
+// The same place in R pairs of row blocks.
+template <size_t R>
+struct Pairs {
+    const uint8_t* at[R];
+};
+
+// The tiles of N row blocks of a pair, the first of which is at `tile`.
+template <Format F, size_t N>
+inline Places<N> tiles_of(const uint8_t* tile) {
+    if constexpr (N == 1)
+        return {tile};
+    else
+        return {tile, tile + tile_bytes(F)};
+}
 
 // Up to the end of the last register tile.
 inline size_t padded_tokens(size_t tokens) { return ceil_div(tokens, kTileTokens) * kTileTokens; }
@@ -38,13 +58,13 @@ struct Job {
     size_t first;  // row block that output row 0 belongs to
 
     const uint8_t* pair(size_t block) const { return weight.pair_of(expert, block); }
-    // The tiles of row blocks block .. block + N - 1, an even block if N is 2, whose first column is `first`; beyond
-    // `end` they are some of the last pair's.
-    template <size_t N>
-    Places<N> places(Format format, size_t block, size_t end, size_t first) const {
-        const uint8_t* tiles = pair(block < end ? block : end - 1);
-        Places<N> p;
-        for (size_t r = 0; r < N; ++r) p.at[r] = tiles + tile_offset(format, (block + r) % 2, first);
+    // The tiles of R pairs from row block `block` on whose first column is `first`; from `end` on the last pair's
+    // again.
+    template <size_t R>
+    Pairs<R> pairs(Format format, size_t block, size_t end, size_t first) const {
+        Pairs<R> p;
+        for (size_t r = 0; r < R; ++r)
+            p.at[r] = pair(block + 2 * r < end ? block + 2 * r : end - 1) + pair_bytes(format, first);
         return p;
     }
     size_t row_of_input(size_t token) const {
@@ -110,23 +130,25 @@ void store_tile(const Job& job, size_t block, size_t end, size_t begin, size_t c
 
 // ---- columns of float formats
 
-// Column k + I behind the first tiles of N row blocks; k is a multiple of 4. f8_e4m3 pads with zeros to 4 columns, the
-// others have no more than they have.
-template <Format F, int I, size_t N>
-inline Floats<N> column(Places<N> at, size_t k) {
-    if constexpr (F == Format::f8_e4m3) return fp8_to_float<I>(load_bytes(at + k * kPairRows));
-    return load_each(at + (k + I) * 2 * tile_bytes(F), [](const uint8_t* p) {
-        if constexpr (F == Format::f32) return load(reinterpret_cast<const float*>(p));
-        if constexpr (F == Format::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
-        return load_bf16(reinterpret_cast<const uint16_t*>(p));
-    });
+// Column k + I behind the first tiles of a pair; k is a multiple of 4. f8_e4m3, 2^8 times smaller here, pads with zeros
+// to 4 columns, the others have no more than they have.
+template <Format F, int I>
+inline F32x16 column(const uint8_t* at, size_t k) {
+    if constexpr (F == Format::f8_e4m3) {
+        return fp8_to_float<I / 2, I % 2>(load_pair_bytes(at + k * kPairRows));
+    } else {
+        return load_each(tiles_of<F, 2>(at + (k + I) * 2 * tile_bytes(F)), [](const uint8_t* p) {
+            if constexpr (F == Format::f32) return load(reinterpret_cast<const float*>(p));
+            if constexpr (F == Format::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
+            if constexpr (F == Format::bf16) return load_bf16(reinterpret_cast<const uint16_t*>(p));
+        });
+    }
 }
 
-// The rows' scales behind `count` columns of f8_e4m3.
-template <size_t N>
-inline Floats<N> fp8_scale(Places<N> at, size_t count) {
-    return load_each(at + fp8_scale_offset(count),
-                     [](const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); });
+// The rows' scales behind `count` columns of f8_e4m3, 2^8 times larger.
+inline F32x16 fp8_scale(const uint8_t* at, size_t count) {
+    const float* scales = reinterpret_cast<const float*>(at + fp8_scale_offset(count));
+    return join(load(scales), load(scales + kBlockRows)) * set1<2>(256.0f);
 }
 
 // Calls body(first, count) for runs of `step` columns; the last one may be shorter.
@@ -137,118 +159,140 @@ inline void for_runs(size_t cols, size_t step, Body body) {
 
 // ---- few tokens: straight from the tiles
 
-// The next bytes of a stream of weights. Reading past the end of a weight is harmless: a prefetch never faults.
-template <size_t Bytes, size_t Step = 64>
-FINBACK_INLINE void prefetch_ahead(const uint8_t* at) {
-    for (size_t i = 0; i < Bytes; i += Step) prefetch(at + kPrefetchBytes + i);
-}
+// R pairs that are read side by side, each a stream of its own: memory answers several streams faster than one, and
+// chains of additions hide each other.
+template <Format F, size_t R>
+struct Streams {
+    Pairs<R> pairs;
+    size_t length;  // of each in bytes
 
-// The tiles of N row blocks, side by side, by the groups of tokens that begin at `at`.
-template <Format F, size_t N, int T>
-FINBACK_INLINE void stream_tile(Places<N> tile, const Tokens<T>& tokens, size_t at, Sums<N, T>& sums) {
-    constexpr size_t groups = info(F).block_cols / kGroupCols, bytes = N * tile_bytes(F) / groups;
-    // Eight bits pass faster than lines can be asked for one by one; their neighbours come along.
-    constexpr size_t step = info(F).code_bits == 8 && T == 1 ? 128 : 64;
-    TileScales<F, N> shared;
-    read_scales<F, N>(tile, shared);
-    for (size_t g = 0; g < groups; ++g) {
-        prefetch_ahead<bytes, step>(tile.at[0] + g * bytes);
-        Group<F, N> group;
-        unpack_group<F, N>(tile, shared, g, group);
-        add_group<F, N, T>(group, tokens.groups, at + g, sums);
+    Streams(const Job& job, size_t block, size_t end)
+        : pairs(job.pairs<R>(F, block, end, 0)), length(pair_bytes(F, job.weight.cols)) {}
+
+    // Asks for what stream r reads some time after `offset`: behind its end, R pairs further. Reading past the end of a
+    // weight is harmless: a prefetch never faults.
+    template <size_t Bytes, size_t Step = 64>
+    FINBACK_INLINE void prefetch_ahead(size_t r, size_t offset) const {
+        const size_t ahead = offset + prefetch_bytes(F, R);
+        const uint8_t* at = pairs.at[r] + ahead + (ahead < length ? 0 : (R - 1) * length);
+        for (size_t i = 0; i < Bytes; i += Step) prefetch(at + i);
     }
-}
+};
 
-// A pair of row blocks. One or two tokens gain nothing from two row blocks in one register, so they take the tiles in
-// the order of memory.
-template <Format F, int T>
+// R pairs of row blocks, which take turns after each group of columns. One or two tokens gain nothing from two row
+// blocks in one register, so they take those one by one, too.
+template <Format F, size_t R, int T>
 void stream_integers(const Job& job, size_t block, size_t end, size_t begin, size_t count, const Tokens<T>& tokens) {
     constexpr size_t n = T <= 2 ? 1 : 2, groups = info(F).block_cols / kGroupCols;
-    const uint8_t* tile = job.pair(block);
-    Sums<n, T> sums[2 / n] = {};
-    for (size_t at = 0; at < job.weight.cols / kGroupCols; at += groups, tile += 2 * tile_bytes(F)) {
-        if constexpr (n == 1) {
-            stream_tile<F, 1, T>({tile}, tokens, at, sums[0]);
-            stream_tile<F, 1, T>({tile + tile_bytes(F)}, tokens, at, sums[1]);
-        } else {
-            stream_tile<F, 2, T>({tile, tile + tile_bytes(F)}, tokens, at, sums[0]);
+    constexpr size_t bytes = n * tile_bytes(F) / groups;
+    // Eight bits pass faster than lines can be asked for one by one; their neighbours come along.
+    constexpr size_t step = info(F).code_bits == 8 && T == 1 ? 128 : 64;
+    const Streams<F, R> streams(job, block, end);
+    Sums<n, T> sums[R][2 / n] = {};
+    for (size_t at = 0, offset = 0; at < job.weight.cols / kGroupCols; at += groups, offset += 2 * tile_bytes(F)) {
+        const auto tile = [&](size_t r, size_t i) {
+            return tiles_of<F, n>(streams.pairs.at[r] + offset + i * tile_bytes(F));
+        };
+        TileScales<F, n> shared[R][2 / n];
+        for (size_t r = 0; r < R; ++r)
+            for (size_t i = 0; i < 2 / n; ++i) read_scales<F, n>(tile(r, i), shared[r][i]);
+        for (size_t g = 0; g < groups; ++g) {
+            FINBACK_UNROLL(4)
+            for (size_t r = 0; r < R; ++r) {
+                FINBACK_UNROLL(2)
+                for (size_t i = 0; i < 2 / n; ++i) {
+                    streams.template prefetch_ahead<bytes, step>(r, offset + i * tile_bytes(F) + g * bytes);
+                    Group<F, n> group;
+                    unpack_group<F, n>(tile(r, i), shared[r][i], g, group);
+                    add_group<F, n, T>(group, tokens.groups, at + g, sums[r][i]);
+                }
+            }
         }
     }
-    for (size_t r = 0; r < 2 / n; ++r) store_tile(job, block + r, end, begin, count, sums[r]);
+    for (size_t r = 0; r < R; ++r)
+        for (size_t i = 0; i < 2 / n; ++i) store_tile(job, block + 2 * r + i, end, begin, count, sums[r][i]);
 }
 
-// A float format has one chain of additions for each token and each of R vectors of N row blocks.
-template <Format F, int I, int R, size_t N, int T>
-inline void stream_column(const Places<N> (&at)[R], const float* const (&x)[T], size_t k, Sums<N, T> (&sums)[R]) {
-    Floats<N> w[R];
+// A float format has one chain of additions for each token and each row block.
+template <Format F, int I, size_t R, int T>
+inline void stream_column(const Pairs<R>& pairs, const float* const (&x)[T], size_t k, Sums<2, T> (&sums)[R]) {
+    F32x16 w[R];
     FINBACK_UNROLL(4)
-    for (int r = 0; r < R; ++r) w[r] = column<F, I>(at[r], k);
+    for (size_t r = 0; r < R; ++r) w[r] = column<F, I>(pairs.at[r], k);
     FINBACK_UNROLL(8)
     for (int t = 0; t < T; ++t) {
-        const Floats<N> value = set1<N>(x[t][k + I]);
+        const F32x16 value = set1<2>(x[t][k + I]);
         FINBACK_UNROLL(4)
-        for (int r = 0; r < R; ++r) sums[r].at[t] = fma(w[r], value, sums[r].at[t]);
+        for (size_t r = 0; r < R; ++r) sums[r].at[t] = fma(w[r], value, sums[r].at[t]);
     }
 }
 
-template <Format F, int R, size_t N, int T>
-inline void stream_columns(const Places<N> (&at)[R], const float* const (&x)[T], size_t count, size_t ahead,
-                           Sums<N, T> (&sums)[R]) {
+// Columns first .. first + count - 1; x begins with the first of them.
+template <Format F, size_t R, int T>
+inline void stream_columns(const Streams<F, R>& streams, const float* const (&x)[T], size_t first, size_t count,
+                           Sums<2, T> (&sums)[R]) {
     constexpr size_t bytes = info(F).block_bytes * kPairRows;
-    constexpr int vectors_of_pair = 2 / N;
+    const size_t offset = pair_bytes(F, first);
+    Pairs<R> pairs;
+    for (size_t r = 0; r < R; ++r) pairs.at[r] = streams.pairs.at[r] + offset;
     size_t k = 0;
     for (; k + 4 <= count; k += 4) {
         FINBACK_UNROLL(4)
-        for (int r = 0; r < R; r += vectors_of_pair) prefetch_ahead<4 * bytes>(at[r].at[0] + k * bytes + ahead);
-        stream_column<F, 0>(at, x, k, sums);
-        stream_column<F, 1>(at, x, k, sums);
-        stream_column<F, 2>(at, x, k, sums);
-        stream_column<F, 3>(at, x, k, sums);
+        for (size_t r = 0; r < R; ++r) streams.template prefetch_ahead<4 * bytes>(r, offset + k * bytes);
+        stream_column<F, 0>(pairs, x, k, sums);
+        stream_column<F, 1>(pairs, x, k, sums);
+        stream_column<F, 2>(pairs, x, k, sums);
+        stream_column<F, 3>(pairs, x, k, sums);
     }
-    if (k < count) stream_column<F, 0>(at, x, k, sums);
-    if (k + 1 < count) stream_column<F, 1>(at, x, k, sums);
-    if (k + 2 < count) stream_column<F, 2>(at, x, k, sums);
+    if (k < count) stream_column<F, 0>(pairs, x, k, sums);
+    if (k + 1 < count) stream_column<F, 1>(pairs, x, k, sums);
+    if (k + 2 < count) stream_column<F, 2>(pairs, x, k, sums);
     if constexpr (F == Format::f8_e4m3)  // a missing line, the scales', costs as much as all columns
-        for (int r = 0; r < R; r += vectors_of_pair) prefetch_ahead<64>(at[r].at[0] + k * bytes + ahead);
+        for (size_t r = 0; r < R; ++r) streams.template prefetch_ahead<64>(r, offset + k * bytes);
 }
 
-// Row blocks block .. block + R * N - 1; those from `end` on are read again from the last pair.
-template <Format F, int R, size_t N, int T>
-void stream_floats(const Job& job, size_t block, size_t end, const Tokens<T>& tokens, Sums<N, T> (&sums)[R]) {
-    const size_t whole = pair_bytes(F, job.weight.cols);
-    for_runs(job.weight.cols, kFloatPanelCols, [&](size_t first, size_t count) {
-        Places<N> at[R];
+template <Format F, size_t R, int T>
+void stream_floats(const Job& job, size_t block, size_t end, size_t begin, size_t count, const Tokens<T>& tokens) {
+    const Streams<F, R> streams(job, block, end);
+    Sums<2, T> sums[R] = {};
+    for_runs(job.weight.cols, kFloatPanelCols, [&](size_t first, size_t cols) {
         const float* x[T];
-        for (size_t r = 0; r < R; ++r) at[r] = job.places<N>(F, block + r * N, end, first);
         for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
-        // What follows a pair in memory is its neighbour, which is being read too.
-        const size_t neighbours = R * N / 2 - 1;
-        const size_t ahead = pair_bytes(F, first) + kPrefetchBytes < whole ? 0 : neighbours * whole;
         if constexpr (F == Format::f8_e4m3) {
-            Sums<N, T> part[R] = {};
-            stream_columns<F>(at, x, count, ahead, part);
-            for (int r = 0; r < R; ++r) scale_into(part[r], fp8_scale(at[r], count), sums[r]);
+            Sums<2, T> part[R] = {};
+            stream_columns<F>(streams, x, first, cols, part);
+            for (size_t r = 0; r < R; ++r)
+                scale_into(part[r], fp8_scale(streams.pairs.at[r] + pair_bytes(F, first), cols), sums[r]);
         } else {
-            stream_columns<F>(at, x, count, ahead, sums);
+            stream_columns<F>(streams, x, first, cols, sums);
         }
     });
+    for (size_t r = 0; r < R; ++r) store_tile(job, block + 2 * r, end, begin, count, sums[r]);
+}
+
+// Pairs that T tokens read side by side: as many as there are registers for their sums, about.
+template <Format F, int T>
+constexpr size_t streams_at_once() {
+    if constexpr (is_integer(F)) return T <= 2 ? kStreamedBlocks / 2 : T <= 4 ? kWide : 1;
+    return T <= 2 ? 2 * kWide : kWide;
+}
+
+// Row blocks [block, end): R pairs at once, then what is left by fewer.
+template <Format F, size_t R, int T>
+void stream_pairs(const Job& job, size_t block, size_t end, size_t begin, size_t count, const Tokens<T>& tokens) {
+    for (; R == 1 ? block < end : block + 2 * R <= end; block += 2 * R) {
+        if constexpr (is_integer(F))
+            stream_integers<F, R>(job, block, end, begin, count, tokens);
+        else
+            stream_floats<F, R>(job, block, end, begin, count, tokens);
+    }
+    if constexpr (R > 1) stream_pairs<F, R / 2>(job, block, end, begin, count, tokens);
 }
 
 template <Format F, int T>
 void stream_tokens(const Job& job, size_t first, size_t end, size_t begin, size_t count) {
     const Tokens<T> tokens = job.tokens<T, is_integer(F)>(begin, count);
-    if constexpr (is_integer(F)) {
-        for (size_t block = first; block < end; block += 2) stream_integers<F>(job, block, end, begin, count, tokens);
-    } else {
-        // Memory brings a pair of f8_e4m3 faster than one chain of additions takes it.
-        constexpr bool chains = F == Format::f8_e4m3 && T <= 2;
-        constexpr size_t n = chains ? 1 : 2, vectors = chains ? blocks_together(F) : 1;
-        for (size_t block = first; block < end; block += n * vectors) {
-            Sums<n, T> sums[vectors] = {};
-            stream_floats<F>(job, block, end, tokens, sums);
-            for (size_t r = 0; r < vectors; ++r) store_tile(job, block + n * r, end, begin, count, sums[r]);
-        }
-    }
+    stream_pairs<F, streams_at_once<F, T>()>(job, first, end, begin, count, tokens);
 }
 
 // Row blocks [first, end) by tokens begin .. begin + count - 1, of which a register tile has room for all.
@@ -268,15 +312,16 @@ void stream(const Job& job, size_t first, size_t end, size_t begin, size_t count
     }
 }
 
-// ---- many tokens: panels of a pair of row blocks
+// ---- many tokens: panels of one or two pairs of row blocks
 
 template <Format F>
 struct IntegerPanel {
-    static constexpr size_t kCols = kIntegerPanelCols;
+    static constexpr size_t kCols = kIntegerPanelCols, kPairs = 1;
     Group<F, 2> groups[kCols / kGroupCols];
 
-    void load(Places<2> tile, size_t count) {
+    void load(const Pairs<1>& pair, size_t count) {
         constexpr size_t per_tile = info(F).block_cols / kGroupCols;
+        Places<2> tile = tiles_of<F, 2>(pair.at[0]);
         for (size_t g = 0; g < count / kGroupCols; g += per_tile, tile = tile + 2 * tile_bytes(F)) {
             TileScales<F, 2> shared;
             read_scales<F, 2>(tile, shared);
@@ -285,17 +330,17 @@ struct IntegerPanel {
     }
 
     template <int T>
-    void multiply(const Tokens<T>& tokens, size_t, size_t first, size_t count, Sums<2, T>& sums) const {
+    void multiply(const Tokens<T>& tokens, size_t, size_t first, size_t count, Sums<2, T> (&sums)[1]) const {
         const Activation* a[T];
         for (int t = 0; t < T; ++t) a[t] = tokens.groups[t] + first / kGroupCols;
-        for (size_t g = 0; g < count / kGroupCols; ++g) add_group<F, 2, T>(groups[g], a, g, sums);
+        for (size_t g = 0; g < count / kGroupCols; ++g) add_group<F, 2, T>(groups[g], a, g, sums[0]);
     }
 };
 
 // Signed bytes as words, the tokens' too: in bytes, each product would move the sign over and widen its own sum.
 template <Format F>
 struct WordPanel {
-    static constexpr size_t kCols = kWordPanelCols;
+    static constexpr size_t kCols = kWordPanelCols, kPairs = 1;
     Words<2> words[kCols / kGroupCols][16];  // columns 0 and 2 of a group's quads, then columns 1 and 3
     Floats<2> scale[kCols / kGroupCols];
     alignas(64) int16_t widened[kTokenBlock][kCols];  // tokens in the same order of columns
@@ -313,7 +358,8 @@ struct WordPanel {
         }
     }
 
-    void load(Places<2> tile, size_t count) {
+    void load(const Pairs<1>& pair, size_t count) {
+        Places<2> tile = tiles_of<F, 2>(pair.at[0]);
         for (size_t g = 0; g < count / kGroupCols; ++g, tile = tile + 2 * tile_bytes(F)) {
             for (size_t j = 0; j < 8; ++j) {
                 const Bytes<2> quads = load_bytes(tile + 32 * j);
@@ -325,7 +371,7 @@ struct WordPanel {
     }
 
     template <int T>
-    void multiply(const Tokens<T>& tokens, size_t begin, size_t first, size_t count, Sums<2, T>& sums) const {
+    void multiply(const Tokens<T>& tokens, size_t begin, size_t first, size_t count, Sums<2, T> (&sums)[1]) const {
         for (size_t g = 0; g < count / kGroupCols; ++g) {
             Ints<2> dot[T];
             FINBACK_UNROLL(8)
@@ -339,42 +385,46 @@ struct WordPanel {
             FINBACK_UNROLL(8)
             for (int t = 0; t < T; ++t) {
                 const float x = tokens.groups[t][first / kGroupCols + g].scale;
-                sums.at[t] = taken(fma(to_float(dot[t]), scale[g] * set1<2>(x), sums.at[t]));
+                sums[0].at[t] = taken(fma(to_float(dot[t]), scale[g] * set1<2>(x), sums[0].at[t]));
             }
         }
     }
 };
 
+// With 32 registers, two pairs share each token's value: one load for two products keeps the multipliers busy.
 template <Format F>
 struct FloatPanel {
-    static constexpr size_t kCols = kFloatPanelCols;
-    F32x16 columns[kCols];
-    F32x16 scale;
+    static constexpr size_t kCols = kFloatPanelCols, kPairs = kWide;
+    F32x16 columns[kCols][kPairs];
+    F32x16 scale[kPairs];
 
-    void load(Places<2> at, size_t count) {
-        size_t k = 0;
-        for (; k + 4 <= count; k += 4) {
-            columns[k] = column<F, 0>(at, k);
-            columns[k + 1] = column<F, 1>(at, k);
-            columns[k + 2] = column<F, 2>(at, k);
-            columns[k + 3] = column<F, 3>(at, k);
+    void load(const Pairs<kPairs>& pairs, size_t count) {
+        for (size_t r = 0; r < kPairs; ++r) {
+            const uint8_t* at = pairs.at[r];
+            size_t k = 0;
+            for (; k + 4 <= count; k += 4) {
+                columns[k][r] = column<F, 0>(at, k);
+                columns[k + 1][r] = column<F, 1>(at, k);
+                columns[k + 2][r] = column<F, 2>(at, k);
+                columns[k + 3][r] = column<F, 3>(at, k);
+            }
+            if (k < count) columns[k][r] = column<F, 0>(at, k);
+            if (k + 1 < count) columns[k + 1][r] = column<F, 1>(at, k);
+            if (k + 2 < count) columns[k + 2][r] = column<F, 2>(at, k);
+            if constexpr (F == Format::f8_e4m3) scale[r] = fp8_scale(at, count);
         }
-        if (k < count) columns[k] = column<F, 0>(at, k);
-        if (k + 1 < count) columns[k + 1] = column<F, 1>(at, k);
-        if (k + 2 < count) columns[k + 2] = column<F, 2>(at, k);
-        if constexpr (F == Format::f8_e4m3) scale = fp8_scale(at, count);
     }
 
     template <int T>
-    void multiply(const Tokens<T>& tokens, size_t, size_t first, size_t count, Sums<2, T>& sums) const {
+    void multiply(const Tokens<T>& tokens, size_t, size_t first, size_t count, Sums<2, T> (&sums)[kPairs]) const {
         const float* x[T];
         for (int t = 0; t < T; ++t) x[t] = tokens.values[t] + first;
         if constexpr (F == Format::f8_e4m3) {
-            Sums<2, T> part{};
-            add_columns<2, T>(columns, x, count, part);
-            scale_into(part, scale, sums);
+            Sums<2, T> part[kPairs] = {};
+            add_columns(columns, x, count, part);
+            for (size_t r = 0; r < kPairs; ++r) scale_into(part[r], scale[r], sums[r]);
         } else {
-            add_columns<2, T>(columns, x, count, sums);
+            add_columns(columns, x, count, sums);
         }
     }
 };
@@ -384,40 +434,52 @@ using Panel = std::conditional_t<kind(F) == Kind::byte, WordPanel<F>,
                                  std::conditional_t<is_integer(F), IntegerPanel<F>, FloatPanel<F>>>;
 
 // Weights to ask for while the tokens pass over the present panel.
+template <size_t R>
 struct Upcoming {
-    const uint8_t* at = nullptr;
-    size_t bytes = 0;
+    Pairs<R> pairs{};
+    size_t bytes = 0;  // of each
 
     // The share of step `step` of `steps`.
     FINBACK_INLINE void prefetch_share(size_t step, size_t steps) const {
         const size_t lines = ceil_div(bytes, 64);
-        for (size_t i = lines * step / steps; i < lines * (step + 1) / steps; ++i) prefetch(at + 64 * i);
+        for (size_t i = lines * step / steps; i < lines * (step + 1) / steps; ++i)
+            for (const uint8_t* at : pairs.at) prefetch(at + 64 * i);
     }
 };
 
-// What the panel of a pair and the columns from `first` on reads.
+// What the panel of some row blocks and the columns from `first` on reads.
 template <Format F>
-Upcoming upcoming(const Job& job, size_t block, size_t first) {
+Upcoming<Panel<F>::kPairs> upcoming(const Job& job, size_t block, size_t end, size_t first) {
     if (first >= job.weight.cols) return {};
     const size_t left = job.weight.cols - first;
-    return {job.pair(block) + pair_bytes(F, first), pair_bytes(F, left < Panel<F>::kCols ? left : Panel<F>::kCols)};
+    return {job.pairs<Panel<F>::kPairs>(F, block, end, first),
+            pair_bytes(F, left < Panel<F>::kCols ? left : Panel<F>::kCols)};
 }
+
+// A token's sums over a panel's rows.
+template <Format F>
+struct Waiting {
+    F32x16 of_pair[Panel<F>::kPairs];
+};
 
 template <Format F, int T>
 FINBACK_INLINE void multiply_tile(const Panel<F>& panel, const Tokens<T>& tokens, size_t begin, size_t first,
-                                  size_t count, F32x16* waiting) {
-    Sums<2, T> sums;
+                                  size_t count, Waiting<F>* waiting) {
+    constexpr size_t pairs = Panel<F>::kPairs;
+    Sums<2, T> sums[pairs];
     FINBACK_UNROLL(8)
-    for (int t = 0; t < T; ++t) sums.at[t] = taken(waiting[t]);
+    for (int t = 0; t < T; ++t)
+        for (size_t r = 0; r < pairs; ++r) sums[r].at[t] = taken(waiting[t].of_pair[r]);
     panel.template multiply<T>(tokens, begin, first, count, sums);
     FINBACK_UNROLL(8)
-    for (int t = 0; t < T; ++t) waiting[t] = taken(sums.at[t]);
+    for (int t = 0; t < T; ++t)
+        for (size_t r = 0; r < pairs; ++r) waiting[t].of_pair[r] = taken(sums[r].at[t]);
 }
 
 // Tokens [begin, begin + count) over columns [first, first + cols): a tile at a time, the last one padded.
 template <Format F>
 void multiply_panel(const Panel<F>& panel, const Job& job, size_t begin, size_t count, size_t first, size_t cols,
-                    const Upcoming& coming, F32x16* waiting) {
+                    const Upcoming<Panel<F>::kPairs>& coming, Waiting<F>* waiting) {
     const auto tile = [&]<int T>(std::integral_constant<int, T>, size_t t) {
         multiply_tile<F, T>(panel, job.tokens<T, is_integer(F)>(begin + t, count - t), t, first, cols, waiting + t);
     };
@@ -432,28 +494,30 @@ void multiply_panel(const Panel<F>& panel, const Job& job, size_t begin, size_t 
     }
 }
 
-// Row blocks [block, end), at most kPanelPairs pairs, by some tokens. Pairs take turns over the same columns, so that
+// Row blocks [block, end), at most kPanelPairs pairs, by some tokens. Panels take turns over the same columns, so that
 // the tokens' activations there stay in the second-level cache.
 template <Format F>
 void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, size_t tokens) {
+    constexpr size_t pairs = Panel<F>::kPairs, rows = 2 * pairs;
     Panel<F> panel;
-    F32x16 waiting[kPanelPairs][kTokenBlock];
-    const size_t pairs = ceil_div(end - block, 2);
-    for (size_t pair = 0; pair < pairs; ++pair)
-        for (size_t t = 0; t < padded_tokens(tokens); ++t) waiting[pair][t] = zero<2>();
+    Waiting<F> waiting[kPanelPairs / pairs][kTokenBlock];
+    const size_t panels = ceil_div(end - block, rows);
+    for (size_t p = 0; p < panels; ++p)
+        for (size_t t = 0; t < padded_tokens(tokens); ++t) waiting[p][t] = {};
     for_runs(job.weight.cols, Panel<F>::kCols, [&](size_t first, size_t cols) {
         if constexpr (kind(F) == Kind::byte) panel.widen_tokens(job, begin, tokens, first, cols);
-        for (size_t pair = 0; pair < pairs; ++pair) {
-            panel.load(job.places<2>(F, block + 2 * pair, end, first), cols);
-            const Upcoming next = pair + 1 < pairs ? upcoming<F>(job, block + 2 * (pair + 1), first)
-                                                   : upcoming<F>(job, block, first + cols);
-            multiply_panel<F>(panel, job, begin, tokens, first, cols, next, waiting[pair]);
+        for (size_t p = 0; p < panels; ++p) {
+            panel.load(job.pairs<pairs>(F, block + rows * p, end, first), cols);
+            const auto next = p + 1 < panels ? upcoming<F>(job, block + rows * (p + 1), end, first)
+                                             : upcoming<F>(job, block, end, first + cols);
+            multiply_panel<F>(panel, job, begin, tokens, first, cols, next, waiting[p]);
         }
     });
     // A token's row at a time: the rows lie pages apart.
     for (size_t t = 0; t < tokens; ++t)
-        for (size_t pair = 0; pair < pairs; ++pair)
-            store_sums<2>(job, block + 2 * pair, end, begin + t, waiting[pair][t]);
+        for (size_t p = 0; p < panels; ++p)
+            for (size_t r = 0; r < pairs; ++r)
+                store_sums<2>(job, block + rows * p + 2 * r, end, begin + t, waiting[p][t].of_pair[r]);
 }
 
 template <Format F>

@@ -119,12 +119,14 @@ inline I8x32 pack_bytes(I32x8 a, I32x8 b, I32x8 c, I32x8 d) {
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(a.v, b.v), _mm256_packs_epi32(c.v, d.v));
     return {_mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))};
 }
-// Byte I of every 4-byte lane, an e4m3 number, as a float. NaN codes give +-480.
-template <int I>
+// Bytes Byte (0 or 1) of the words of one half (0 or 1), e4m3 numbers, as floats, all 2^8 times smaller: by way of
+// float16, because what is subnormal in e4m3 would be subnormal as the bits of a float too, and slow. NaN codes give
+// +-480 / 2^8.
+template <int Byte, int Half>
 inline F32x8 fp8_to_float(I8x32 a) {
-    const __m256i top = _mm256_slli_epi32(a.v, 24 - 8 * I);
-    const __m256i bits = _mm256_and_si256(_mm256_srai_epi32(top, 4), _mm256_set1_epi32(static_cast<int>(0x87f00000u)));
-    return {_mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f))};
+    const __m256i top = Byte == 0 ? _mm256_slli_epi16(a.v, 8) : a.v;
+    const __m256i bits = _mm256_and_si256(_mm256_srai_epi16(top, 1), _mm256_set1_epi16(static_cast<short>(0xbf80)));
+    return {_mm256_cvtph_ps(_mm256_extracti128_si256(bits, Half))};
 }
 
 // In both halves of 16 bytes: the sums of bytes 0, 1 and of bytes 2, 3 of the half's four quads, as word pairs.
@@ -287,11 +289,11 @@ inline I8x32 pack_bytes(I32x8 a, I32x8 b, I32x8 c, I32x8 d) {
     const I32x8* parts[4] = {&a, &b, &c, &d};
     return lanes_of<I8x32>([&](int i) { return parts[i / 8]->v[i % 8]; });
 }
-template <int I>
+template <int Byte, int Half>
 inline F32x8 fp8_to_float(I8x32 a) {
     return lanewise([&](int i) {
-        const uint32_t x = a.v[4 * i + I];
-        return bits_to_float((x & 0x80u) << 24 | (x & 0x7fu) << 20) * 0x1p120f;
+        const uint32_t x = a.v[16 * Half + 2 * i + Byte];
+        return bits_to_float((x & 0x80u) << 24 | (x & 0x7fu) << 20) * 0x1p112f;
     });
 }
 

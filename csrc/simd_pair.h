@@ -143,11 +143,12 @@ inline I16x32 pair_up(I32x16 a) {
 }
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline F32x16 as_float(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
-template <int I>
+inline I8x64 load_pair_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+template <int Byte, int Half>
 inline F32x16 fp8_to_float(I8x64 a) {
-    const __m512i top = _mm512_slli_epi32(a.v, 24 - 8 * I);
-    const __m512i bits = _mm512_and_si512(_mm512_srai_epi32(top, 4), _mm512_set1_epi32(static_cast<int>(0x87f00000u)));
-    return {_mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(0x1p120f))};
+    const __m512i top = Byte == 0 ? _mm512_slli_epi16(a.v, 8) : a.v;
+    const __m512i bits = _mm512_and_si512(_mm512_srai_epi16(top, 1), _mm512_set1_epi16(static_cast<short>(0xbf80)));
+    return {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(bits, Half))};
 }
 inline F32x16 set1_twice(float x) { return {_mm512_set1_ps(x)}; }
 inline I32x16 set1_twice(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -234,9 +235,11 @@ template <int Shift, class V>
 inline Twice<V> shift_right(const Twice<V>& a) {
     return {shift_right<Shift>(a.lo), shift_right<Shift>(a.hi)};
 }
-template <int I>
+inline I8x64 load_pair_bytes(const uint8_t* p) { return {load_bytes(p), load_bytes(p + 32)}; }
+template <int Byte, int Half>
 inline F32x16 fp8_to_float(const I8x64& a) {
-    return {fp8_to_float<I>(a.lo), fp8_to_float<I>(a.hi)};
+    const I8x32 half = Half == 0 ? a.lo : a.hi;
+    return {fp8_to_float<Byte, 0>(half), fp8_to_float<Byte, 1>(half)};
 }
 inline I8x64 look_up(const uint8_t* table16, I8x64 codes) {
     return {look_up(table16, codes.lo), look_up(table16, codes.hi)};

@@ -119,7 +119,7 @@ void unpack_integer_tile(Format format, const uint8_t* tile, size_t row, float* 
 void unpack_fp8_tiles(const uint8_t* tile, size_t row, size_t width, float* out) {
     float scale;
     std::memcpy(&scale, tile + fp8_scale_offset(width) + 4 * row, sizeof scale);
-    for (size_t k = 0; k < width; ++k) out[k] = fp8_float(tile[k / 4 * 4 * kPairRows + 4 * row + k % 4]) * scale;
+    for (size_t k = 0; k < width; ++k) out[k] = fp8_float(tile[fp8_offset(row, k)]) * scale;
 }
 
 void unpack_row(const Weight& w, size_t expert, size_t row, float* out) {
@@ -142,7 +142,7 @@ void unpack_row(const Weight& w, size_t expert, size_t row, float* out) {
             return;
         case Format::f8_e4m3:
             for (size_t k = 0; k < w.cols; k += kFp8ScaleCols)
-                unpack_fp8_tiles(tile(k), r, std::min(kFp8ScaleCols, w.cols - k), out + k);
+                unpack_fp8_tiles(tile(k), row % kPairRows, std::min(kFp8ScaleCols, w.cols - k), out + k);
             return;
         default:
             for (size_t k = 0; k < w.cols; k += info(w.format).block_cols)

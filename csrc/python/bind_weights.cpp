@@ -370,14 +370,14 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Best pass of reading a buffer front to back, each thread its own part, for about `seconds`.
+// Best pass of reading a buffer, each thread its own part as several streams, for about `seconds`.
 double read_bandwidth(int64_t bytes, double seconds) {
     require(bytes >= 1 << 20 && bytes <= int64_t{1} << 36, "read_bandwidth", "bytes must be from 2^20 to 2^36, not ",
             bytes);
     require(seconds >= 0.0 && seconds <= 60.0, "read_bandwidth", "seconds must be from 0 to 60, not ", seconds);
     const nb::gil_scoped_release release;
     const size_t threads = static_cast<size_t>(thread_count());
-    const size_t part = static_cast<size_t>(bytes) / threads / 128 * 128;
+    const size_t part = static_cast<size_t>(bytes) / threads / 256 * 256;
     const std::unique_ptr<uint8_t[]> data(new uint8_t[part * threads]);
     std::vector<uint64_t> sums(threads * 8, 0);  // a cache line each
     run_on(thread_count(),

@@ -45,7 +45,7 @@ Floats = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 # Counts up when the tile layout, the policy of narrower formats or the container changes.
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 # float32 values converted at a time; with their temporaries they take a few times as many bytes.
 CHUNK_ELEMENTS = 8 << 20
 # Tiles belong to pairs of 8 rows; larger multiples keep the door open for wider ones.
