@@ -180,11 +180,11 @@ struct Streams {
 };
 
 // R pairs of row blocks, which take turns after each group of columns. One or two tokens gain nothing from two row
-// blocks in one register, so they take those one by one, too.
+// blocks in one register, so those take turns, too; of a single pair only after each tile, in the order of memory.
 template <Format F, size_t R, int T>
 void stream_integers(const Job& job, size_t block, size_t end, size_t begin, size_t count, const Tokens<T>& tokens) {
     constexpr size_t n = T <= 2 ? 1 : 2, groups = info(F).block_cols / kGroupCols;
-    constexpr size_t bytes = n * tile_bytes(F) / groups;
+    constexpr size_t bytes = n * tile_bytes(F) / groups, groups_of_turn = R == 1 ? groups : 1;
     // Eight bits pass faster than lines can be asked for one by one; their neighbours come along.
     constexpr size_t step = info(F).code_bits == 8 && T == 1 ? 128 : 64;
     const Streams<F, R> streams(job, block, end);
@@ -196,15 +196,17 @@ void stream_integers(const Job& job, size_t block, size_t end, size_t begin, siz
         TileScales<F, n> shared[R][2 / n];
         for (size_t r = 0; r < R; ++r)
             for (size_t i = 0; i < 2 / n; ++i) read_scales<F, n>(tile(r, i), shared[r][i]);
-        for (size_t g = 0; g < groups; ++g) {
+        for (size_t turn = 0; turn < groups; turn += groups_of_turn) {
             FINBACK_UNROLL(4)
             for (size_t r = 0; r < R; ++r) {
                 FINBACK_UNROLL(2)
                 for (size_t i = 0; i < 2 / n; ++i) {
-                    streams.template prefetch_ahead<bytes, step>(r, offset + i * tile_bytes(F) + g * bytes);
-                    Group<F, n> group;
-                    unpack_group<F, n>(tile(r, i), shared[r][i], g, group);
-                    add_group<F, n, T>(group, tokens.groups, at + g, sums[r][i]);
+                    for (size_t g = turn; g < turn + groups_of_turn; ++g) {
+                        streams.template prefetch_ahead<bytes, step>(r, offset + i * tile_bytes(F) + g * bytes);
+                        Group<F, n> group;
+                        unpack_group<F, n>(tile(r, i), shared[r][i], g, group);
+                        add_group<F, n, T>(group, tokens.groups, at + g, sums[r][i]);
+                    }
                 }
             }
         }
@@ -270,11 +272,16 @@ void stream_floats(const Job& job, size_t block, size_t end, size_t begin, size_
     for (size_t r = 0; r < R; ++r) store_tile(job, block + 2 * r, end, begin, count, sums[r]);
 }
 
-// Pairs that T tokens read side by side: as many as there are registers for their sums, about.
+// Pairs that T tokens read side by side where memory likes several streams: about as many as registers hold sums of.
 template <Format F, int T>
-constexpr size_t streams_at_once() {
-    if constexpr (is_integer(F)) return T <= 2 ? kStreamedBlocks / 2 : T <= 4 ? kWide : 1;
+constexpr size_t most_pairs() {
+    if constexpr (is_integer(F)) return T <= 2 ? kMostStreams : T <= 4 ? kWide : 1;
     return T <= 2 ? 2 * kWide : kWide;
+}
+// And where it does not: one, but memory brings f8_e4m3 faster than one chain of additions takes it.
+template <Format F, int T>
+constexpr size_t least_pairs() {
+    return F == Format::f8_e4m3 && T <= 2 ? 2 : 1;
 }
 
 // Row blocks [block, end): R pairs at once, then what is left by fewer.
@@ -292,7 +299,10 @@ void stream_pairs(const Job& job, size_t block, size_t end, size_t begin, size_t
 template <Format F, int T>
 void stream_tokens(const Job& job, size_t first, size_t end, size_t begin, size_t count) {
     const Tokens<T> tokens = job.tokens<T, is_integer(F)>(begin, count);
-    stream_pairs<F, streams_at_once<F, T>()>(job, first, end, begin, count, tokens);
+    if (weight_streams() > 1)
+        stream_pairs<F, most_pairs<F, T>()>(job, first, end, begin, count, tokens);
+    else
+        stream_pairs<F, least_pairs<F, T>()>(job, first, end, begin, count, tokens);
 }
 
 // Row blocks [first, end) by tokens begin .. begin + count - 1, of which a register tile has room for all.

@@ -3,6 +3,7 @@
 
 #include "formats.h"
 #include "scratch.h"
+#include "streams.h"
 
 namespace finback {
 
@@ -15,18 +16,17 @@ inline constexpr size_t kItemsPerThread = 12;
 // Row blocks that a product takes side by side: a pair, and two of a float format, whose chains of additions hide each
 // other.
 FINBACK_INLINE constexpr size_t blocks_together(Format format) { return is_integer(format) ? 2 : 4; }
-// Row blocks that one or two tokens read as streams of their own, where an item has as many.
-inline constexpr size_t kStreamedBlocks = 8;
 
 FINBACK_INLINE int threads_for(size_t work, int threads) { return work < kForkWork ? 1 : threads; }
 
-// Row blocks per item: long sequential reads, several streams of them, yet enough items to balance the threads.
+// Row blocks per item: long sequential reads, as many as there are streams, yet enough items to balance the threads.
 FINBACK_INLINE size_t blocks_per_item(const Weight& weight, int threads) {
     const size_t by_bytes = kItemBytes / (weight.block_stride() + 1) + 1;
     const size_t by_count = row_blocks(weight.rows) / (kItemsPerThread * static_cast<size_t>(threads)) + 1;
     const size_t least = by_bytes < by_count ? by_bytes : by_count;
-    const size_t unit = by_count < kStreamedBlocks ? blocks_together(weight.format) : kStreamedBlocks;
-    return least < unit ? unit : least / unit * unit;
+    const size_t together = blocks_together(weight.format), streamed = 2 * weight_streams();
+    if (streamed <= together || by_count < streamed) return ceil_div(least, together) * together;
+    return least < streamed ? streamed : least / streamed * streamed;
 }
 
 // Bytes that `count` objects of T take as one piece.

@@ -1,4 +1,4 @@
-// Bindings of what belongs to the machine: threads and instruction sets.
+// Bindings of what belongs to the machine: threads, instruction sets and streams.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include "array_args.h"
 #include "bindings.h"
 #include "dispatch.h"
+#include "streams.h"
 #include "thread_pool.h"
 
 namespace finback {
@@ -59,6 +60,14 @@ void bind_system(nb::module_& m) {
             return select_isa(name);
         },
         "name"_a, "Forces an instruction set; returns the one that was in use.");
+    m.def(
+        "select_streams",
+        [](int64_t count) {
+            require(count == 1 || count == int64_t{kMostStreams}, "select_streams", "count must be 1 or ", kMostStreams,
+                    ", not ", count);
+            return select_streams(static_cast<size_t>(count));
+        },
+        "count"_a, "Sets how many streams of weights a thread reads side by side; returns the former number.");
     m.def("bring_in", &bring_in, "data"_a);
 }
 

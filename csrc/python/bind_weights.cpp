@@ -370,7 +370,7 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Best pass of reading a buffer, each thread its own part as several streams, for about `seconds`.
+// Best pass of reading a buffer, each thread its own part, for about `seconds`.
 double read_bandwidth(int64_t bytes, double seconds) {
     require(bytes >= 1 << 20 && bytes <= int64_t{1} << 36, "read_bandwidth", "bytes must be from 2^20 to 2^36, not ",
             bytes);

@@ -9,7 +9,7 @@ import pytest
 
 from finback import kernels
 from finback.errors import KernelArgumentError
-from finback.kernels import linear, reference
+from finback.kernels import Matrix, linear, reference
 from finback.weights.formats import product_ceiling, product_limit
 from tests.kernels.packed import FORMAT_NAMES, INTEGER_FORMATS, Floats, extreme, normal, published, shapes
 
@@ -55,6 +55,19 @@ def test_extreme_codes_do_not_overflow(isa: str, format: str, byte: int) -> None
     assert np.allclose(y, exact, rtol=1e-6, atol=1e-6 * np.abs(w.values[0]).sum(axis=1).max())
 
 
+@pytest.mark.parametrize("n", [1, 9])
+def test_every_fp8_number_is_exact(isa: str, n: int) -> None:
+    """Subnormal ones, too: each code multiplied with 1 and added to zeros."""
+    codes = np.arange(256, dtype=np.uint8)
+    scales = np.full((1, 2), 0.5, np.float32)
+    w = Matrix("f8_e4m3", 1, 256, kernels.pack("f8_e4m3", codes, 1, 256, scales=scales))
+    ones = np.eye(256, dtype=np.float32)
+    products = np.concatenate([linear(ones[i : i + n], [w])[0] for i in range(0, 256, n)])[:, 0]
+    magnitude = codes & 0x7F
+    numbers = np.where(magnitude < 8, magnitude * 2.0**-9, (8 + magnitude % 8) * 2.0 ** (magnitude // 8 - 10.0))
+    assert np.array_equal(products, np.where(codes < 128, 0.5, -0.5) * numbers)
+
+
 @pytest.mark.parametrize("format", FORMAT_NAMES)
 def test_a_row_depends_on_itself_alone(rng: np.random.Generator, isa: str, format: str) -> None:
     """R1: bit for bit the same alone, among others, and on any number of threads."""
@@ -76,6 +89,20 @@ def test_threads_change_nothing(rng: np.random.Generator, format: str) -> None:
         kernels.set_threads(threads)
         results += [linear(x, [w])[0], np.concatenate([linear(x[:1], [w])[0], linear(x[1:], [w])[0]])]
     assert all(np.array_equal(y, results[0]) for y in results)
+
+
+@pytest.mark.parametrize("format", FORMAT_NAMES)
+def test_streams_change_nothing(rng: np.random.Generator, isa: str, format: str) -> None:
+    """19 row blocks: sets of eight, of four and of two, and half a pair."""
+    w = published(rng, format, 150, 512).matrix
+    x = normal(rng, 20, 512)
+    (expected,) = linear(x, [w])
+    previous = kernels.select_streams(1)
+    for streams in (1, 4):
+        kernels.select_streams(streams)
+        for n in (1, 2, 3, 4, 5):
+            assert np.array_equal(linear(x[:n], [w])[0], expected[:n])
+    kernels.select_streams(previous)
 
 
 @pytest.mark.parametrize("format", FORMAT_NAMES)

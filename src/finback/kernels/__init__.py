@@ -10,7 +10,16 @@ from __future__ import annotations
 import os
 
 from finback import _native
-from finback._native import available_isas, int8_rate, isa, read_bandwidth, select_isa, set_threads, threads
+from finback._native import (
+    available_isas,
+    int8_rate,
+    isa,
+    read_bandwidth,
+    select_isa,
+    select_streams,
+    set_threads,
+    threads,
+)
 from finback.errors import ConfigError
 from finback.kernels.attention import (
     attention,
@@ -59,6 +68,7 @@ __all__ = [
     "run_parts",
     "sample",
     "select_isa",
+    "select_streams",
     "set_threads",
     "store_rows",
     "take_rows",
