@@ -93,8 +93,8 @@ def test_threads_change_nothing(rng: np.random.Generator, format: str) -> None:
 
 @pytest.mark.parametrize("format", FORMAT_NAMES)
 def test_streams_change_nothing(rng: np.random.Generator, isa: str, format: str) -> None:
-    """19 row blocks: sets of eight, of four and of two, and half a pair."""
-    w = published(rng, format, 150, 512).matrix
+    """95 row blocks by one thread: items of eight, and one of four, two and half a pair."""
+    w = published(rng, format, 757, 512).matrix
     x = normal(rng, 20, 512)
     (expected,) = linear(x, [w])
     previous = kernels.select_streams(1)
