@@ -508,17 +508,17 @@ void multiply_panel(const Panel<F>& panel, const Job& job, size_t begin, size_t 
 // the tokens' activations there stay in the second-level cache.
 template <Format F>
 void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, size_t tokens) {
-    constexpr size_t pairs = Panel<F>::kPairs, rows = 2 * pairs;
+    constexpr size_t pairs = Panel<F>::kPairs, blocks = 2 * pairs;
     Panel<F> panel;
     Waiting<F> waiting[kPanelPairs / pairs][kTokenBlock];
-    const size_t panels = ceil_div(end - block, rows);
+    const size_t panels = ceil_div(end - block, blocks);
     for (size_t p = 0; p < panels; ++p)
         for (size_t t = 0; t < padded_tokens(tokens); ++t) waiting[p][t] = {};
     for_runs(job.weight.cols, Panel<F>::kCols, [&](size_t first, size_t cols) {
         if constexpr (kind(F) == Kind::byte) panel.widen_tokens(job, begin, tokens, first, cols);
         for (size_t p = 0; p < panels; ++p) {
-            panel.load(job.pairs<pairs>(F, block + rows * p, end, first), cols);
-            const auto next = p + 1 < panels ? upcoming<F>(job, block + rows * (p + 1), end, first)
+            panel.load(job.pairs<pairs>(F, block + blocks * p, end, first), cols);
+            const auto next = p + 1 < panels ? upcoming<F>(job, block + blocks * (p + 1), end, first)
                                              : upcoming<F>(job, block, end, first + cols);
             multiply_panel<F>(panel, job, begin, tokens, first, cols, next, waiting[p]);
         }
@@ -527,7 +527,7 @@ void multiply_blocks(const Job& job, size_t block, size_t end, size_t begin, siz
     for (size_t t = 0; t < tokens; ++t)
         for (size_t p = 0; p < panels; ++p)
             for (size_t r = 0; r < pairs; ++r)
-                store_sums<2>(job, block + rows * p + 2 * r, end, begin + t, waiting[p][t].of_pair[r]);
+                store_sums<2>(job, block + blocks * p + 2 * r, end, begin + t, waiting[p][t].of_pair[r]);
 }
 
 template <Format F>
