@@ -13,6 +13,7 @@
 // wide: taken apart into even and odd places they cost one instruction each.
 #include "attention.h"
 
+#include "latent_tiles.h"
 #include "scratch.h"
 #include "simd_pair.h"
 #include "thread_pool.h"
@@ -505,6 +506,7 @@ void write_row(const Source& source, const Partial& total, float* out) {
 // the head's group.
 struct Block {
     int64_t first, last, head, heads;
+    bool operator==(const Block&) const = default;
 };
 // Which query head of which token a row is.
 struct Row {
@@ -527,10 +529,12 @@ float* output_of(const Source& source, const Row& row) {
 }
 
 // One thread's memory and state while it computes rows of a block, chunk after chunk.
-template <class Source>
+template <class Source_>
 class RowWorker {
 public:
+    using Source = Source_;
     using Element = typename Source::Element;
+    static constexpr int64_t kLeastRows = 2;  // that are worth a part of their own
 
     static int64_t floats(const Source& source, int64_t rows) {
         const int64_t k_pad = padded(source.key_dim()), v_pad = padded(source.value_dim());
@@ -562,6 +566,7 @@ public:
 
     // Takes up rows [first_row, last_row) of a block.
     void begin(const Block& block, int64_t first_row, int64_t last_row) {
+        if (has(block, first_row, last_row)) return;
         block_ = block;
         first_row_ = first_row;
         head_rows_ = (block.last - block.first) * source_.group();
@@ -609,7 +614,10 @@ public:
         }
     }
 
-private:
+protected:
+    bool has(const Block& block, int64_t first_row, int64_t last_row) const {
+        return block == block_ && first_row == first_row_ && last_row == first_row_ + rows_;
+    }
     Row at(int row) const { return row_of(block_, source_.group(), first_row_ + row); }
     // Behind the last row of the head that row `begin` is of.
     int end_of_head(int begin) const {
@@ -772,6 +780,63 @@ private:
     float *q_, *scores_, *acc_, *total_, *max_, *new_max_, *alpha_, *sum_, *total_max_, *total_sum_;
 };
 
+#if defined(__AMX_BF16__)
+
+// The same on tile registers: a chunk is one step, and rows come in groups of 16. Those that fill up the last group
+// come to numbers that nobody reads.
+class TileWorker : public RowWorker<LatentSource<ApartBF16>> {
+public:
+    static constexpr int64_t kLeastRows = kTileRows;
+
+    static bool fits(const Source& source) {
+        return source.apart() && LatentTiles::fit(source.key_dim(), source.value_dim());
+    }
+    static int64_t floats(const Source& source, int64_t rows) {
+        rows = padded<kTileRows>(rows);
+        return LatentTiles::floats(rows, source.key_dim()) + rows * kChunk + RowWorker::floats(source, rows);
+    }
+
+    TileWorker(const Source& source, float* memory, int64_t rows)
+        : TileWorker(source, memory, padded<kTileRows>(rows), LatentTiles::floats(rows, source.key_dim())) {}
+
+    void begin(const Block& block, int64_t first_row, int64_t last_row) {
+        if (has(block, first_row, last_row)) return;
+        RowWorker::begin(block, first_row, last_row);
+        tiles_.take_queries(q_, k_pad_, rows_);
+    }
+
+    void compute(int64_t chunk, const Spot&) {
+        const int64_t first = chunk * kChunk;
+        const auto count = static_cast<int>(smaller(longest_ - first, kChunk));
+        for (int p = 0; p < count; p += kTile) {
+            const int n = locate(block_, block_.head, first + p, first + count, tile_);
+            for (int i = 0; i < n; i += kTileRows) tiles_.take_keys(tile_.k + i, p + i, n - i);
+        }
+        const auto groups = static_cast<int>(LatentTiles::groups(rows_));
+        for (int g = 0; g < groups; ++g) tiles_.score(g, scores_ + g * kTileRows * kChunk);
+        for (int r = 0; r < rows_; ++r) soften(r, seen(r, first, count));
+        tiles_.add_values(groups, scores_, acc_, v_pad_);
+    }
+
+private:
+    TileWorker(const Source& source, float* memory, int64_t rows, int64_t tile_floats)
+        : RowWorker(source, memory + tile_floats + rows * kChunk, rows),
+          tiles_(memory, rows, source.key_dim(), source.value_dim()),
+          scores_(memory + tile_floats) {}
+
+    void soften(int row, int seen) {
+        float* scores = scores_ + row * kChunk;
+        max_[row] = seen > 0 ? largest_score(scores, seen) : kLeast;
+        sum_[row] = seen > 0 ? weigh(scores, seen, max_[row]) : 0.0f;
+        for (int p = seen; p < kChunk; ++p) scores[p] = 0.0f;
+    }
+
+    LatentTiles tiles_;
+    float* scores_;  // kChunk of each row
+};
+
+#endif
+
 // ---- schedule
 // --------------------------------------------------------------------------------------------------------
 
@@ -826,12 +891,13 @@ int64_t chunks_of(int64_t positions) { return (positions + kChunk - 1) / kChunk;
 // Enough blocks for all threads: each thread takes whole blocks and folds chunk after chunk. Small blocks, which cost
 // mostly their reading, are taken in ranges that lie together in the cache; large ones from one counter, because the
 // last of them would be waited for.
-template <class Source>
-void run_whole(const Source& source, const Plan& plan, int threads, float* memory, int64_t thread_floats) {
+template <class Worker>
+void run_whole(const typename Worker::Source& source, const Plan& plan, int threads, float* memory,
+               int64_t thread_floats) {
     const int64_t width = padded(source.value_dim()), blocks = plan.blocks();
     const bool ranges = plan.work < blocks * kInlineWork;
     run_on(threads, [&](Team& team) {
-        RowWorker<Source> worker(source, memory + team.index * thread_floats, plan.block_rows);
+        Worker worker(source, memory + team.index * thread_floats, plan.block_rows);
         const auto claim = [&] {
             return static_cast<int64_t>(ranges ? team.next_in_range(static_cast<size_t>(blocks)) : team.next());
         };
@@ -852,8 +918,10 @@ void run_whole(const Source& source, const Plan& plan, int threads, float* memor
 }
 
 // Few blocks: their chunks are computed by all threads, a window of chunks at a time, and then folded in order.
-template <class Source>
+template <class Worker>
 class SplitRun {
+    using Source = typename Worker::Source;
+
 public:
     SplitRun(const Source& source, const Plan& plan, int threads)
         : source_(source),
@@ -868,7 +936,7 @@ public:
         // Short contexts: cut the rows too, so that every thread has work.
         const int64_t items = plan.blocks() * window_;
         parts_ = (2 * threads + items - 1) / items;
-        const int64_t most_parts = (plan.block_rows + 1) / 2;
+        const int64_t most_parts = (plan.block_rows + Worker::kLeastRows - 1) / Worker::kLeastRows;
         parts_ = parts_ < most_parts ? parts_ : most_parts;
     }
 
@@ -877,7 +945,7 @@ public:
     void run(float* memory, int64_t thread_floats, float* partials) {
         partials_ = partials;
         run_on(threads_, [&](Team& team) {
-            RowWorker<Source> worker(source_, memory + team.index * thread_floats, plan_.block_rows);
+            Worker worker(source_, memory + team.index * thread_floats, plan_.block_rows);
             for (int64_t first = 0; first < chunks_of(plan_.longest); first += window_) {
                 compute_window(team, worker, first);
                 team.barrier();
@@ -903,7 +971,7 @@ private:
         return {i / (parts_ * heads * window_) * heads + head, slot, i % parts_};
     }
 
-    void compute_window(Team& team, RowWorker<Source>& worker, int64_t first) {
+    void compute_window(Team& team, Worker& worker, int64_t first) {
         const int64_t items = plan_.blocks() * window_ * parts_;
         const auto claim = [&] { return static_cast<int64_t>(team.next_in_range(static_cast<size_t>(items))); };
         for (int64_t i = claim(); i < items; i = claim()) {
@@ -954,25 +1022,30 @@ private:
     float* partials_ = nullptr;
 };
 
-template <class Source>
-void run(const Source& source) {
+template <class Worker>
+void run_with(const typename Worker::Source& source) {
     if (source.tokens() == 0) return;
     // Scratch holds the plan's starts, then each thread's memory, then partial results: asked for twice, because the
     // sizes of the later parts follow from the plan.
     const auto start_bytes = static_cast<size_t>(source.tokens() + 1) * sizeof(int64_t);
     const Plan sizes = make_plan(source, static_cast<int64_t*>(scratch(start_bytes)));
     const int threads = sizes.work < kInlineWork ? 1 : thread_count();
-    SplitRun<Source> split(source, sizes, threads);
+    SplitRun<Worker> split(source, sizes, threads);
     // Long contexts of few rows are read chunk by chunk.
     const bool whole = !(sizes.reading && sizes.longest > kChunk) && (threads == 1 || sizes.blocks() >= 8 * threads);
-    const int64_t thread_floats = (RowWorker<Source>::floats(source, sizes.block_rows) + 15) / 16 * 16;
+    const int64_t thread_floats = (Worker::floats(source, sizes.block_rows) + 15) / 16 * 16;
     const int64_t floats = threads * thread_floats + (whole ? 0 : split.floats());
     auto* memory = static_cast<float*>(scratch(static_cast<size_t>(floats) * sizeof(float) + start_bytes));
     const Plan plan = make_plan(source, reinterpret_cast<int64_t*>(memory + floats));
     if (whole)
-        run_whole(source, plan, threads, memory, thread_floats);
+        run_whole<Worker>(source, plan, threads, memory, thread_floats);
     else
-        SplitRun<Source>(source, plan, threads).run(memory, thread_floats, memory + threads * thread_floats);
+        SplitRun<Worker>(source, plan, threads).run(memory, thread_floats, memory + threads * thread_floats);
+}
+
+template <class Source>
+void run(const Source& source) {
+    run_with<RowWorker<Source>>(source);
 }
 
 // ---- entry points
@@ -986,7 +1059,13 @@ void run_paged(const Call& call) {
 }
 
 void attention(const AttentionCall& call) { run_paged<GroupedSource, BF16>(call); }
-void mla_attention(const MlaCall& call) { run_paged<LatentSource, ApartBF16>(call); }
+void mla_attention(const MlaCall& call) {
+#if defined(__AMX_BF16__)
+    const LatentSource<ApartBF16> source{call};
+    if (call.type == CacheType::bf16 && TileWorker::fits(source)) return run_with<TileWorker>(source);
+#endif
+    run_paged<LatentSource, ApartBF16>(call);
+}
 void mla_prefill(const MlaPrefillCall& call) { run(ExpandedSource{call}); }
 
 template <class T>

@@ -4,6 +4,11 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace finback {
 namespace {
 
@@ -26,6 +31,19 @@ bool supported_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool supported_avx512vnni() { return supported_avx512() && __builtin_cpu_supports("avx512vnni"); }
+// Linux hands out the large state of tile registers only to a process that asks for it.
+bool tile_registers_granted() {
+#if defined(__linux__)
+    constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+bool supported_avx512amx() {
+    return supported_avx512vnni() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           tile_registers_granted();
+}
 #endif
 
 #define FINBACK_CANDIDATE(isa)  \

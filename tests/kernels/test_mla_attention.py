@@ -15,7 +15,10 @@ from tests.kernels.paged import CACHE_TYPES, Pages, normal
 
 TOLERANCE = 3e-6
 # heads, latent width, rotary width, block size
-SHAPES = [(16, 512, 64, 64), (7, 64, 16, 16), (4, 32, 8, 16), (3, 21, 6, 5), (5, 24, 0, 7)]
+# tile registers take those whose widths are multiples of 64 and, together, of 32
+SHAPES = [
+    (16, 512, 64, 64), (7, 64, 16, 16), (4, 32, 8, 16), (3, 21, 6, 5), (5, 24, 0, 7), (20, 128, 32, 5), (33, 64, 0, 16),
+]  # fmt: skip
 
 
 class Case:
@@ -59,11 +62,12 @@ def test_equals_the_twin(
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("dtype", CACHE_TYPES)
+@pytest.mark.parametrize("rope", [16, 32])
 def test_a_row_is_the_same_alone_and_among_others(
-    isa: str, rng: np.random.Generator, dtype: type[Any], threads: int
+    isa: str, rng: np.random.Generator, dtype: type[Any], threads: int, rope: int
 ) -> None:
     where = [(0, 1500), *[(1, p) for p in range(250, 266)], (2, 63), (2, 64), (0, 300)]
-    case = Case(rng, (6, 64, 16, 64), dtype, where)
+    case = Case(rng, (6, 64, rope, 64), dtype, where)
     alone = np.concatenate([case.run(slice(i, i + 1)) for i in range(len(where))])
     kernels.set_threads(threads)
     np.testing.assert_array_equal(case.run(), alone)
