@@ -60,7 +60,7 @@ inline Wide load_wide(const ApartBF16* p) { return load_wide_bf16(&p->bits); }
 
 // Rows that share one widened tile: enough to make the widening cheap, few enough for the second-level cache, which is
 // larger where registers are.
-constexpr int kBlockRows = 96 * kWide;
+constexpr int kWidenedRows = 96 * kWide;
 
 constexpr float kLargestF16 = 65504.0f;
 constexpr float kLargestBF16 = 3.38953139e38f;
@@ -535,6 +535,7 @@ public:
     using Source = Source_;
     using Element = typename Source::Element;
     static constexpr int64_t kLeastRows = 2;  // that are worth a part of their own
+    static constexpr int64_t kMostRows = kWidenedRows;
 
     static int64_t floats(const Source& source, int64_t rows) {
         const int64_t k_pad = padded(source.key_dim()), v_pad = padded(source.value_dim());
@@ -787,10 +788,8 @@ protected:
 class TileWorker : public RowWorker<LatentSource<ApartBF16>> {
 public:
     static constexpr int64_t kLeastRows = kTileRows;
+    static constexpr int64_t kMostRows = 96;  // with their queries and weights, cut, they fill half of the cache
 
-    static bool fits(const Source& source) {
-        return source.apart() && LatentTiles::fit(source.key_dim(), source.value_dim());
-    }
     static int64_t floats(const Source& source, int64_t rows) {
         rows = padded<kTileRows>(rows);
         return LatentTiles::floats(rows, source.key_dim()) + rows * kChunk + RowWorker::floats(source, rows);
@@ -862,12 +861,12 @@ struct Plan {
     int64_t rows(const Block& block) const { return (block.last - block.first) * group * together(); }
 };
 
-template <class Source>
-Plan make_plan(const Source& source, int64_t* starts) {
+template <class Worker>
+Plan make_plan(const typename Worker::Source& source, int64_t* starts) {
     Plan plan{starts};
     plan.heads = source.heads();
     plan.group = source.group();
-    const int64_t most = plan.group >= kBlockRows ? 1 : kBlockRows / plan.group;
+    const int64_t most = plan.group >= Worker::kMostRows ? 1 : Worker::kMostRows / plan.group;
     for (int64_t token = 0; token < source.tokens(); ++token) {
         const int64_t start = plan.tiles == 0 ? 0 : starts[plan.tiles - 1];
         if (plan.tiles == 0 || token - start == most || !source.share_keys(start, token)) starts[plan.tiles++] = token;
@@ -881,7 +880,7 @@ Plan make_plan(const Source& source, int64_t* starts) {
         plan.block_rows = rows > plan.block_rows ? rows : plan.block_rows;
     }
     // Few rows cost less arithmetic than memory, and keys of all heads lie together: they are read as they lie.
-    plan.reading = Source::kFewInPlace && plan.block_rows <= kInPlaceRows;
+    plan.reading = Worker::Source::kFewInPlace && plan.block_rows <= kInPlaceRows;
     plan.block_rows *= plan.together();
     return plan;
 }
@@ -1028,7 +1027,7 @@ void run_with(const typename Worker::Source& source) {
     // Scratch holds the plan's starts, then each thread's memory, then partial results: asked for twice, because the
     // sizes of the later parts follow from the plan.
     const auto start_bytes = static_cast<size_t>(source.tokens() + 1) * sizeof(int64_t);
-    const Plan sizes = make_plan(source, static_cast<int64_t*>(scratch(start_bytes)));
+    const Plan sizes = make_plan<Worker>(source, static_cast<int64_t*>(scratch(start_bytes)));
     const int threads = sizes.work < kInlineWork ? 1 : thread_count();
     SplitRun<Worker> split(source, sizes, threads);
     // Long contexts of few rows are read chunk by chunk.
@@ -1036,7 +1035,7 @@ void run_with(const typename Worker::Source& source) {
     const int64_t thread_floats = (Worker::floats(source, sizes.block_rows) + 15) / 16 * 16;
     const int64_t floats = threads * thread_floats + (whole ? 0 : split.floats());
     auto* memory = static_cast<float*>(scratch(static_cast<size_t>(floats) * sizeof(float) + start_bytes));
-    const Plan plan = make_plan(source, reinterpret_cast<int64_t*>(memory + floats));
+    const Plan plan = make_plan<Worker>(source, reinterpret_cast<int64_t*>(memory + floats));
     if (whole)
         run_whole<Worker>(source, plan, threads, memory, thread_floats);
     else
@@ -1059,10 +1058,16 @@ void run_paged(const Call& call) {
 }
 
 void attention(const AttentionCall& call) { run_paged<GroupedSource, BF16>(call); }
+bool latents_on_tiles([[maybe_unused]] CacheType type, [[maybe_unused]] int64_t latent, [[maybe_unused]] int64_t rope) {
+#if defined(__AMX_BF16__)
+    return type == CacheType::bf16 && LatentTiles::fit(latent + rope, latent);
+#else
+    return false;
+#endif
+}
 void mla_attention(const MlaCall& call) {
 #if defined(__AMX_BF16__)
-    const LatentSource<ApartBF16> source{call};
-    if (call.type == CacheType::bf16 && TileWorker::fits(source)) return run_with<TileWorker>(source);
+    if (latents_on_tiles(call.type, call.latent, call.rope)) return run_with<TileWorker>(LatentSource<ApartBF16>{call});
 #endif
     run_paged<LatentSource, ApartBF16>(call);
 }
@@ -1098,6 +1103,8 @@ void load_rows(CacheType type, const void* cache, float* values, const int64_t* 
 
 }  // namespace
 
-AttentionKernels attention_kernels() { return {attention, mla_attention, mla_prefill, store_rows, load_rows}; }
+AttentionKernels attention_kernels() {
+    return {attention, mla_attention, latents_on_tiles, mla_prefill, store_rows, load_rows};
+}
 
 }  // namespace finback::FINBACK_NAMESPACE

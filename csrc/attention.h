@@ -57,6 +57,8 @@ struct MlaPrefillCall {
 struct AttentionKernels {
     void (*attention)(const AttentionCall&);
     void (*mla_attention)(const MlaCall&);
+    // Whether mla_attention multiplies such latents on tile registers: then it beats mla_prefill behind long contexts.
+    bool (*latents_on_tiles)(CacheType type, int64_t latent, int64_t rope);
     void (*mla_prefill)(const MlaPrefillCall&);
     // Rows of `width` elements between float32 arrays and the slots of a cache.
     void (*store_rows)(CacheType type, void* cache, const float* values, const int64_t* slots, int64_t rows,

@@ -438,6 +438,15 @@ void cache_latents(const InOutArray& q, const InOutArray& latents, const InOutAr
     });
 }
 
+bool latents_on_tiles(const InputArray& cache, int64_t latent) {
+    constexpr const char* op = "latents_on_tiles";
+    require_rank(op, "cache", cache, 3);
+    const Cache latents = cache_of(op, "cache", cache);
+    require(latent >= 0 && latent <= latents.width, op, "latent is ", latent, ", but the cache holds ", latents.width,
+            " elements of a position");
+    return kernels().attention.latents_on_tiles(latents.type, latent, latents.width - latent);
+}
+
 nb::object mla_decode(const InputArray& q, const Matrix& k_absorb, const Matrix& v_up, const InputArray& cache,
                       const InputArray& block_tables, const InputArray& seq_ids, const InputArray& positions,
                       float scale) {
@@ -570,6 +579,8 @@ void bind_attention(nb::module_& m) {
     m.def("cache_latents", &cache_latents, "q"_a, "latents"_a, "cache"_a, nb::kw_only(), "slots"_a, "cos"_a, "sin"_a,
           "interleaved"_a, "head_dim"_a, "norm"_a,
           "Rotates q in place, finishes the latents and writes them to their slots.");
+    m.def("latents_on_tiles", &latents_on_tiles, "cache"_a, "latent"_a,
+          "Whether absorbed attention runs on tile registers.");
     m.def("mla_decode", &mla_decode, "q"_a, "k_absorb"_a, "v_up"_a, "cache"_a, nb::kw_only(), "block_tables"_a,
           "seq_ids"_a, "positions"_a, "scale"_a, "Absorbed attention from queries to head outputs.");
     m.def("sample", &sample, "logits"_a, nb::kw_only(), "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "uniform"_a,

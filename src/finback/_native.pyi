@@ -160,6 +160,7 @@ def mla_attention(
 def mla_prefill(
     q: _Floats, k_nope: _Floats, k_rope: _Floats, v: _Floats, *, first_position: int, scale: float
 ) -> _Floats: ...
+def latents_on_tiles(cache: NDArray[Any], latent: int) -> bool: ...
 def mla_decode(
     q: _Floats,
     k_absorb: Matrix,

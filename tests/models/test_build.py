@@ -99,10 +99,8 @@ def test_a_batch_knows_its_roles_and_contexts() -> None:
     sound = batch()
     sound.check_integrity()
     assert [segment.context for segment in sound.segments] == [6, 7, 2]
-    assert sound.generated_rows().tolist() == [2]
     assert [segment.start for segment in sound.prompt_segments] == [0, 3]
     assert sound.context_slots(sound.segments[1], block_size=4).tolist() == [8, 9, 10, 11, 4, 5, 6]
-    assert batch(segments=(Segment(0, 5, 0, 4, True),)).generated_rows().tolist() == []
 
 
 @pytest.mark.parametrize(

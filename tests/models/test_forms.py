@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finback.models import Model
+from finback import kernels
+from finback.models import Model, deepseek
 from finback.models.deepseek import LatentAttention
 from tests.models.files import load, write_folder
 from tests.models.steps import Piece, Steps, full, in_chunks, run
@@ -30,6 +31,24 @@ def test_absorbed_and_expanded_attention_have_the_same_value(name: str, tmp_path
     absorbed = run(model, in_chunks(tokens, len(tokens), prompt=False))
     np.testing.assert_allclose(absorbed, expanded, atol=1e-4, rtol=0)
     assert not np.array_equal(absorbed, expanded)  # otherwise one of the forms was not run
+
+
+@pytest.mark.parametrize("name", MLA)
+def test_a_prompt_is_absorbed_from_a_position_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is on tile registers, whatever this machine has: chunks of any size have the same bits."""
+    model = loaded(name, tmp_path)
+    tokens = prompt_tokens(model.config.vocab_size, 60)
+    expanded = run(model, full(tokens))
+    monkeypatch.setattr(kernels, "latents_on_tiles", lambda cache, latent: True)
+    monkeypatch.setattr(deepseek, "ABSORBED_FROM", 25)
+    mixed = run(model, full(tokens))
+    np.testing.assert_array_equal(mixed[:25], expanded[:25])
+    np.testing.assert_allclose(mixed, expanded, atol=1e-4, rtol=0)
+    assert (mixed[25:] != expanded[25:]).any(axis=1).all()
+    for chunk in (1, 7, 25, 35):
+        np.testing.assert_array_equal(run(model, in_chunks(tokens, chunk, prompt=True)), mixed)
+    few = [replace(layer, attention=replace(layer.attention, working_bytes=1)) for layer in model.layers]
+    np.testing.assert_array_equal(run(replace(model, layers=few), full(tokens)), mixed)
 
 
 def test_both_forms_run_side_by_side_in_one_step(tmp_path: Path) -> None:
@@ -66,8 +85,8 @@ def test_a_long_context_is_expanded_a_few_heads_at_a_time_with_the_same_bits(nam
         np.testing.assert_array_equal(grouped, at_once)
 
 
-def _bounded(attention: Any, expanded_bytes: int) -> LatentAttention:
-    bounded: LatentAttention = replace(attention, expanded_bytes=expanded_bytes)
+def _bounded(attention: Any, working_bytes: int) -> LatentAttention:
+    bounded: LatentAttention = replace(attention, working_bytes=working_bytes)
     groups = list(bounded._head_groups(40))
     assert len(groups) > 1
     assert [head for group in groups for head in range(group.start, group.stop)] == list(

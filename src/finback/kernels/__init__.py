@@ -24,6 +24,7 @@ from finback.errors import ConfigError
 from finback.kernels.attention import (
     attention,
     cache_latents,
+    latents_on_tiles,
     load_rows,
     mla_attention,
     mla_decode,
@@ -49,6 +50,7 @@ __all__ = [
     "head_linear",
     "int8_rate",
     "isa",
+    "latents_on_tiles",
     "linear",
     "load_rows",
     "logprob_of",

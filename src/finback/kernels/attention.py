@@ -80,6 +80,15 @@ def mla_prefill(q: Floats, k_nope: Floats, k_rope: Floats, v: Floats, *, first_p
     return _native.mla_prefill(q, k_nope, k_rope, v, first_position=first_position, scale=scale)
 
 
+def latents_on_tiles(cache: NDArray[Any], latent: int) -> bool:
+    """Whether this processor multiplies such latents on tile registers (AMX).
+
+    ``cache`` [blocks, block_size, latent + R]. Where it does, absorbed attention costs less than expanded attention for
+    prompt tokens behind a long context, too.
+    """
+    return _native.latents_on_tiles(cache, latent)
+
+
 def mla_decode(
     q: Floats,
     k_absorb: Matrix,

@@ -53,11 +53,6 @@ class Batch:
         """The segments whose tokens came from the caller."""
         return tuple(segment for segment in self.segments if segment.prompt)
 
-    def generated_rows(self) -> NDArray[np.int64]:
-        """Rows of tokens that the model wrote itself, in order."""
-        spans = [np.arange(s.start, s.stop) for s in self.segments if not s.prompt]
-        return np.concatenate(spans) if spans else np.empty(0, np.int64)
-
     def context_slots(self, segment: Segment, block_size: int) -> NDArray[np.int64]:
         """Slots of every position that the segment sees, from position 0 on."""
         positions = np.arange(segment.context)

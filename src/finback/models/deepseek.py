@@ -3,14 +3,15 @@
 MLA caches one latent vector and one rotary key per token, shared by all heads. Attention over them has two
 forms with the same value. Expanded: keys and values of every head are computed from the latents, which is
 cheaper when many queries share them, so prompt tokens use it. Absorbed: the queries are mapped into the
-latent space instead, so that a generated token touches nothing but the latents. Which form a token takes
-depends on its role alone, never on what else is in the batch.
+latent space instead, so that a generated token touches nothing but the latents. Where tile registers multiply
+latents, prompt tokens behind a long context are absorbed, too. Which form a token takes depends on its role and
+position alone, never on what else is in the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from finback.weights.config import ModelConfig
 
 # The published models normalise the low-rank projections with this constant, whatever rms_norm_eps says.
 LATENT_NORM_EPS = 1e-6
+ABSORBED_FROM = 1024  # a prompt's position, on tile registers: about where both forms cost the same for 512 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class LatentAttention:
     o: Matrix
     o_bias: Array | None
     scale: float
-    expanded_bytes: int = 256 << 20  # of keys and values at a time
+    working_bytes: int = 256 << 20  # of keys and values, or of queries in latent space and what they attend to
 
     def bind(self, norm: Norm, cache: LayerCache) -> Call:
         return lambda x, step: self._add_to(x, norm, step, cache)
@@ -71,19 +73,29 @@ class LatentAttention:
             head_dim=c.qk_head_dim,
             norm=self.kv_a_norm,
         )
-        context = self._attend(q.reshape(n, c.num_attention_heads, -1), step, cache)
+        context = self._attend(q.reshape(n, c.num_attention_heads, -1), batch, cache)
         return kernels.linear(context.reshape(n, -1), [self.o], bias=[self.o_bias], add=x)[0]
 
-    def _attend(self, q: Array, step: Step, cache: LayerCache) -> Array:
-        batch, rows = step.batch, step.generated
-        if len(rows) == len(q):
+    def _attend(self, q: Array, batch: Batch, cache: LayerCache) -> Array:
+        expanded = self._expanded_segments(batch, cache)
+        if not expanded:
             return self._absorbed(q, batch.seq_ids, batch.positions, batch, cache)
         context = np.empty((*q.shape[:2], self.config.v_head_dim), np.float32)
-        for segment in batch.prompt_segments:
-            self._expanded(q, segment, batch, cache, context[segment.start : segment.stop])
-        if len(rows):
-            context[rows] = self._absorbed(q[rows], batch.seq_ids[rows], batch.positions[rows], batch, cache)
+        others = np.ones(len(q), bool)
+        for segment in expanded:
+            rows = slice(segment.start, segment.stop)
+            self._expanded(q, segment, batch, cache, context[rows])
+            others[rows] = False
+        if others.any():
+            context[others] = self._absorbed(q[others], batch.seq_ids[others], batch.positions[others], batch, cache)
         return context
+
+    def _expanded_segments(self, batch: Batch, cache: LayerCache) -> list[Segment]:
+        """What is expanded of the prompts."""
+        if not kernels.latents_on_tiles(cache["latent"], self.config.kv_lora_rank):
+            return list(batch.prompt_segments)
+        near = (segment for segment in batch.prompt_segments if segment.first_position < ABSORBED_FROM)
+        return [replace(s, stop=min(s.stop, s.start + ABSORBED_FROM - s.first_position)) for s in near]
 
     def _from_hidden(self, x: Array, norm: Norm) -> tuple[Array, Array]:
         if self.bottleneck is None:
@@ -111,22 +123,28 @@ class LatentAttention:
     def _head_groups(self, context: int) -> Iterator[slice]:
         """All heads at once, or as many as may be expanded over a long context."""
         head_bytes = 4 * context * (self.config.qk_nope_head_dim + self.config.v_head_dim)
-        step, heads = max(self.expanded_bytes // head_bytes, 1), self.config.num_attention_heads
+        step, heads = max(self.working_bytes // head_bytes, 1), self.config.num_attention_heads
         return (slice(first, min(first + step, heads)) for first in range(0, heads, step))
 
     def _absorbed(
         self, q: Array, seq_ids: NDArray[np.int32], positions: NDArray[np.int32], batch: Batch, cache: LayerCache
     ) -> Array:
-        return kernels.mla_decode(
-            q,
-            self.k_absorb,
-            self.v_up,
-            cache["latent"],
-            block_tables=batch.block_tables,
-            seq_ids=seq_ids,
-            positions=positions,
-            scale=self.scale,
-        )
+        config = self.config
+        most = max(self.working_bytes // (8 * config.num_attention_heads * config.kv_lora_rank), 1)
+        parts = [
+            kernels.mla_decode(
+                q[first : first + most],
+                self.k_absorb,
+                self.v_up,
+                cache["latent"],
+                block_tables=batch.block_tables,
+                seq_ids=seq_ids[first : first + most],
+                positions=positions[first : first + most],
+                scale=self.scale,
+            )
+            for first in range(0, len(q), most)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.config.kv_lora_rank + self.config.qk_rope_head_dim,)}

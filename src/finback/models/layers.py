@@ -32,7 +32,6 @@ class Step:
 
     batch: Batch
     rope: Tables  # of the batch's positions
-    generated: NDArray[np.int64]  # rows of generated tokens
 
 
 # A bound part that takes several kernel calls: ``x`` with the part added.
@@ -144,7 +143,7 @@ class Model:
 
         ``calls`` come from :meth:`bind`.
         """
-        step = Step(batch, self.rotary.tables(batch.positions), batch.generated_rows())
+        step = Step(batch, self.rotary.tables(batch.positions))
         x = kernels.take_rows(self.embed, batch.tokens)
         for call in calls:
             x = call(x, step)
