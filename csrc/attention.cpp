@@ -10,7 +10,8 @@
 // registers of 6 rows x 8 keys, of which two lie side by side, and 6 rows x 8 vectors. Every row's additions are the
 // same. Few rows cost less than the memory that they read: all heads meet a tile before the next one, so that the cache
 // is read as it lies, and its next tile is asked for meanwhile. Latents in bfloat16 are not widened where registers are
-// wide: taken apart into even and odd places they cost one instruction each.
+// wide: taken apart into even and odd places they cost one instruction each. Where there are tile registers, latents in
+// bfloat16 meet rows there, a chunk as one step (latent_tiles.h).
 #include "attention.h"
 
 #include "latent_tiles.h"
@@ -789,6 +790,7 @@ class TileWorker : public RowWorker<LatentSource<ApartBF16>> {
 public:
     static constexpr int64_t kLeastRows = kTileRows;
     static constexpr int64_t kMostRows = 96;  // with their queries and weights, cut, they fill half of the cache
+    static_assert(LatentTiles::kPositions == kChunk);
 
     static int64_t floats(const Source& source, int64_t rows) {
         rows = padded<kTileRows>(rows);

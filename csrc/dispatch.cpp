@@ -4,6 +4,9 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(FINBACK_X86)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -41,8 +44,10 @@ bool tile_registers_granted() {
 #endif
 }
 bool supported_avx512amx() {
-    return supported_avx512vnni() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-           tile_registers_granted();
+    constexpr unsigned tiles_of_bf16 = 1u << 24 | 1u << 22;  // of leaf 7's edx; not every compiler knows their names
+    unsigned eax, ebx, ecx, edx = 0;
+    return supported_avx512vnni() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 &&
+           (edx & tiles_of_bf16) == tiles_of_bf16 && tile_registers_granted();
 }
 #endif
 

@@ -2,7 +2,9 @@
 // query rows at a time.
 //
 // Latents are bfloat16 in the cache, queries and weights are cut into three bfloat16 numbers each, so the products are
-// as exact as those of float32. A row's additions go by its own positions alone, in ascending order (rule R1).
+// as exact as those of float32. A row's additions go by its own positions alone, in ascending order (rule R1):
+// positions that only other rows of its block see have weight 0 for it, so a latent that is not a number spoils those
+// rows, too.
 #pragma once
 
 #include "simd_tile.h"
@@ -24,13 +26,13 @@ public:
     // Memory that it takes, in whole cache lines.
     static int64_t floats(int64_t rows, int64_t key_dim) {
         const int64_t words = kSliceWords + kPositions * key_dim + groups(rows) * (kWeightWords + query_words(key_dim));
-        return kTileFloats * kScoreTiles + words / 2;
+        return kTileFloats * kSumTiles + words / 2;
     }
 
     // `memory` begins a cache line.
     LatentTiles(float* memory, int64_t rows, int64_t key_dim, int64_t value_dim)
         : key_dim_(key_dim), value_dim_(value_dim), sums_(memory) {
-        slice_ = reinterpret_cast<uint16_t*>(memory + kTileFloats * kScoreTiles);
+        slice_ = reinterpret_cast<uint16_t*>(memory + kTileFloats * kSumTiles);
         copied_ = slice_ + kSliceWords;
         weights_ = copied_ + kPositions * key_dim;
         queries_ = weights_ + groups(rows) * kWeightWords;
@@ -59,13 +61,14 @@ public:
 
     // scores[r * kPositions + p] = row r of the group times position p.
     void score(int group, float* scores) {
-        for (int first = 0; first < count_; first += kScoreTiles * kTileRows) {
-            for (int t = 0; t < kScoreTiles; ++t) {
+        for (int first = 0; first < count_; first += kSumTiles * kTileRows) {
+            const uint16_t* keys[kSumTiles];
+            for (int t = 0; t < kSumTiles; ++t) {
                 const int tile = first / kTileRows + t;
-                at_[t] = tiles_[tile * kTileRows < count_ ? tile : first / kTileRows];
+                keys[t] = tiles_[tile * kTileRows < count_ ? tile : first / kTileRows];
             }
-            score_tiles(queries_ + group * query_words(key_dim_));
-            for (int t = 0; t < kScoreTiles; ++t) {
+            score_tiles(queries_ + group * query_words(key_dim_), keys);
+            for (int t = 0; t < kSumTiles; ++t) {
                 __m512i block[kTileRows];
                 for (int i = 0; i < kTileRows; ++i)
                     block[i] = _mm512_loadu_si512(sums_ + t * kTileFloats + i * kTileRows);
@@ -80,39 +83,36 @@ public:
     // those at even places come first.
     void add_values(int groups, const float* weights, float* acc, int64_t stride) {
         for (int g = 0; g < groups; ++g) cut_weights(weights + g * kTileRows * kPositions, weights_ + g * kWeightWords);
-        const auto row_bytes = static_cast<size_t>(stride) * sizeof(float);
         for (int64_t d = 0; d < value_dim_; d += kSliceCols) {
-            pair_values<0, kTileDepth / 2>(0, d, slice_);
+            pair_values(0, d, slice_, 0, kTileDepth / 2);
             for (int g = 0; g < groups; ++g) {
-                tile_zero<0>();
-                tile_zero<1>();
-                tile_zero<2>();
-                tile_zero<3>();
+                zero_sums();
                 for (int p = 0; p < count_; p += kTileDepth) {
-                    const uint16_t* values = paired(p, groups);
+                    // The values of the next step are paired meanwhile: what has just been stored cannot be loaded at
+                    // once.
                     const int next = p + kTileDepth;
+                    const auto pair_next = [&](int begin) {
+                        if (g == 0 && next < count_) pair_values(next, d, paired(next, groups), begin, begin + 4);
+                    };
+                    const uint16_t* values = paired(p, groups);
                     load_cuts(weights_ + g * kWeightWords + p * kCuts * kTileRows);
                     add_weighted<0>(values);
-                    if (g == 0 && next < count_) pair_values<0, 4>(next, d, paired(next, groups));
+                    pair_next(0);
                     add_weighted<1>(values);
-                    if (g == 0 && next < count_) pair_values<4, 8>(next, d, paired(next, groups));
+                    pair_next(4);
                     add_weighted<2>(values);
-                    if (g == 0 && next < count_) pair_values<8, 12>(next, d, paired(next, groups));
+                    pair_next(8);
                     add_weighted<3>(values);
-                    if (g == 0 && next < count_) pair_values<12, 16>(next, d, paired(next, groups));
+                    pair_next(12);
                 }
-                float* sums = acc + g * kTileRows * stride + d;
-                tile_store<0>(sums, row_bytes);
-                tile_store<1>(sums + kTileRows, row_bytes);
-                tile_store<2>(sums + 2 * kTileRows, row_bytes);
-                tile_store<3>(sums + 3 * kTileRows, row_bytes);
+                store_sums(acc + g * kTileRows * stride + d, kTileRows, static_cast<size_t>(stride) * sizeof(float));
             }
         }
     }
 
 private:
     static constexpr int64_t kTileFloats = kTileRows * kTileRows, kTileWords = kTileRows * kTileDepth;
-    static constexpr int kScoreTiles = 4;  // sums in tile registers at a time
+    static constexpr int kSumTiles = 4;  // tiles of sums at a time
     static constexpr int64_t kSliceCols = 4 * kTileRows, kSliceWords = kPositions * kSliceCols;
     static constexpr int64_t kWeightWords = kCuts * kTileRows * kPositions;
     static int64_t query_words(int64_t key_dim) { return kCuts * kTileRows * key_dim; }
@@ -156,11 +156,10 @@ private:
     uint16_t* paired(int p, int groups) const { return slice_ + (groups == 1 ? p % (2 * kTileDepth) : p) * kSliceCols; }
 
     // Columns [d, d + kSliceCols) of positions first .. first + 31 as four B tiles, zeros for positions that there are
-    // not: a row holds positions i and i + 16.
-    template <int Begin, int End>
-    void pair_values(int first, int64_t d, uint16_t* to_tiles) const {
+    // not: row i holds positions i and i + 16. Rows begin .. end - 1.
+    inline void pair_values(int first, int64_t d, uint16_t* to_tiles, int begin, int end) const {
         const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-        for (int i = Begin; i < End; ++i) {
+        for (int i = begin; i < end; ++i) {
             const int p = first + i, q = p + kTileDepth / 2;
             const __mmask16 keep_p = p < count_ ? 0xffff : 0, keep_q = q < count_ ? 0xffff : 0;
             uint16_t* to = to_tiles + i * kTileDepth;
@@ -175,26 +174,33 @@ private:
         }
     }
 
-    void score_tiles(const uint16_t* query) {
+    void score_tiles(const uint16_t* query, const uint16_t* const (&keys)[kSumTiles]) {
         const size_t row_bytes = static_cast<size_t>(key_dim_) * sizeof(uint16_t);
-        const uint16_t *a = at_[0], *b = at_[1], *c = at_[2], *e = at_[3];
+        zero_sums();
+        for (int64_t d = 0; d < key_dim_; d += kTileDepth, query += kCuts * kTileWords) {
+            load_cuts(query);
+            add_scores<0>(keys[0] + d, row_bytes);
+            add_scores<1>(keys[1] + d, row_bytes);
+            add_scores<2>(keys[2] + d, row_bytes);
+            add_scores<3>(keys[3] + d, row_bytes);
+        }
+        store_sums(sums_, kTileFloats, 64);
+    }
+
+    // Tiles 0 .. 3 are sums, 4 what passes by, 5 .. 7 the cuts of what stays.
+    static void zero_sums() {
         tile_zero<0>();
         tile_zero<1>();
         tile_zero<2>();
         tile_zero<3>();
-        for (int64_t d = 0; d < key_dim_; d += kTileDepth, query += kCuts * kTileWords) {
-            load_cuts(query);
-            add_scores<0>(a + d, row_bytes);
-            add_scores<1>(b + d, row_bytes);
-            add_scores<2>(c + d, row_bytes);
-            add_scores<3>(e + d, row_bytes);
-        }
-        tile_store<0>(sums_, 64);
-        tile_store<1>(sums_ + kTileFloats, 64);
-        tile_store<2>(sums_ + 2 * kTileFloats, 64);
-        tile_store<3>(sums_ + 3 * kTileFloats, 64);
     }
-
+    // From one tile to the next it is `next` elements, from row to row `row_bytes`.
+    static void store_sums(float* to, int64_t next, size_t row_bytes) {
+        tile_store<0>(to, row_bytes);
+        tile_store<1>(to + next, row_bytes);
+        tile_store<2>(to + 2 * next, row_bytes);
+        tile_store<3>(to + 3 * next, row_bytes);
+    }
     static void load_cuts(const uint16_t* cuts) {
         tile_load<5>(cuts, 64);
         tile_load<6>(cuts + kTileWords, 64);
@@ -220,7 +226,6 @@ private:
     int count_ = 0;                                  // positions of the chunk in work
     const uint16_t* keys_[kPositions];               // theirs
     const uint16_t* tiles_[kPositions / kTileRows];  // 16 positions each, side by side
-    const uint16_t* at_[kScoreTiles];                // those in work
     float* sums_;
     uint16_t *slice_, *copied_, *weights_, *queries_;
 };
