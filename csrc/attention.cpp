@@ -538,12 +538,13 @@ public:
     static constexpr int64_t kLeastRows = 2;  // that are worth a part of their own
     static constexpr int64_t kMostRows = kWidenedRows;
 
-    static int64_t floats(const Source& source, int64_t rows) {
+    // `step` scores of a row wait together.
+    static int64_t floats(const Source& source, int64_t rows, int64_t step = kTile) {
         const int64_t k_pad = padded(source.key_dim()), v_pad = padded(source.value_dim());
-        return rows * (k_pad + kTile + 2 * v_pad + 9) + kTile * (k_pad + v_pad) + 3 * kLanes + 16;
+        return rows * (k_pad + step + 2 * v_pad + 9) + kTile * (k_pad + v_pad) + 3 * kLanes + 16;
     }
 
-    RowWorker(const Source& source, float* memory, int64_t max_rows)
+    RowWorker(const Source& source, float* memory, int64_t max_rows, int64_t step = kTile)
         : source_(source), k_pad_(padded(source.key_dim())), v_pad_(padded(source.value_dim())) {
         const auto take = [&memory](int64_t floats) {
             float* taken = memory;
@@ -553,7 +554,7 @@ public:
         wide_.k_memory = take(kTile * k_pad_);
         wide_.v_memory = take(kTile * v_pad_);
         q_ = take(max_rows * k_pad_);
-        scores_ = take(max_rows * kTile);
+        scores_ = take(max_rows * step);
         acc_ = take(max_rows * v_pad_);
         total_ = take(max_rows * v_pad_);
         visible_ = reinterpret_cast<int64_t*>(take(2 * max_rows));
@@ -794,11 +795,12 @@ public:
 
     static int64_t floats(const Source& source, int64_t rows) {
         rows = padded<kTileRows>(rows);
-        return LatentTiles::floats(rows, source.key_dim()) + rows * kChunk + RowWorker::floats(source, rows);
+        return LatentTiles::floats(rows, source.key_dim()) + RowWorker::floats(source, rows, kChunk);
     }
 
     TileWorker(const Source& source, float* memory, int64_t rows)
-        : TileWorker(source, memory, padded<kTileRows>(rows), LatentTiles::floats(rows, source.key_dim())) {}
+        : RowWorker(source, memory + LatentTiles::floats(rows, source.key_dim()), padded<kTileRows>(rows), kChunk),
+          tiles_(memory, rows, source.key_dim(), source.value_dim()) {}
 
     void begin(const Block& block, int64_t first_row, int64_t last_row) {
         if (has(block, first_row, last_row)) return;
@@ -820,11 +822,6 @@ public:
     }
 
 private:
-    TileWorker(const Source& source, float* memory, int64_t rows, int64_t tile_floats)
-        : RowWorker(source, memory + tile_floats + rows * kChunk, rows),
-          tiles_(memory, rows, source.key_dim(), source.value_dim()),
-          scores_(memory + tile_floats) {}
-
     void soften(int row, int seen) {
         float* scores = scores_ + row * kChunk;
         max_[row] = seen > 0 ? largest_score(scores, seen) : kLeast;
@@ -833,7 +830,6 @@ private:
     }
 
     LatentTiles tiles_;
-    float* scores_;  // kChunk of each row
 };
 
 #endif

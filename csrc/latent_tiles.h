@@ -158,7 +158,6 @@ private:
     // Columns [d, d + kSliceCols) of positions first .. first + 31 as four B tiles, zeros for positions that there are
     // not: row i holds positions i and i + 16. Rows begin .. end - 1.
     inline void pair_values(int first, int64_t d, uint16_t* to_tiles, int begin, int end) const {
-        const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
         for (int i = begin; i < end; ++i) {
             const int p = first + i, q = p + kTileDepth / 2;
             const __mmask16 keep_p = p < count_ ? 0xffff : 0, keep_q = q < count_ ? 0xffff : 0;
@@ -166,10 +165,8 @@ private:
             for (int64_t j = 0; j < kSliceCols; j += kTileDepth, to += 2 * kTileWords) {
                 const __m512i a = _mm512_maskz_loadu_epi32(keep_p, keys_[p] + d + j);
                 const __m512i b = _mm512_maskz_loadu_epi32(keep_q, keys_[q] + d + j);
-                // (a & ~high) | (b << 16), and (a >> 16) | (b & high)
-                _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(a, high, _mm512_slli_epi32(b, 16), 0xba));
-                _mm512_storeu_si512(to + kTileWords,
-                                    _mm512_ternarylogic_epi32(b, high, _mm512_srli_epi32(a, 16), 0xea));
+                _mm512_storeu_si512(to, lower_halves(a, b));
+                _mm512_storeu_si512(to + kTileWords, upper_halves(a, b));
             }
         }
     }

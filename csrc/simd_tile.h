@@ -52,12 +52,16 @@ inline void tile_dot() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 
-// The upper halves of two vectors of floats, lane by lane: a's in the lower half of each lane.
-inline __m512i upper_halves(__m512 a, __m512 b) {
+// The upper or lower halves of two vectors of words, lane by lane: a's in the lower half of each lane.
+inline __m512i upper_halves(__m512i a, __m512i b) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    // (b & high) | (a >> 16)
-    return _mm512_ternarylogic_epi32(_mm512_castps_si512(b), high, _mm512_srli_epi32(_mm512_castps_si512(a), 16), 0xea);
+    return _mm512_ternarylogic_epi32(b, high, _mm512_srli_epi32(a, 16), 0xea);  // (b & high) | (a >> 16)
 }
+inline __m512i lower_halves(__m512i a, __m512i b) {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return _mm512_ternarylogic_epi32(a, high, _mm512_slli_epi32(b, 16), 0xba);  // (a & ~high) | (b << 16)
+}
+// A float without the eight bits that its upper half is as bfloat16.
 inline __m512 without_upper_half(__m512 a) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     return _mm512_sub_ps(a, _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), high)));
@@ -66,7 +70,7 @@ inline __m512 without_upper_half(__m512 a) {
 inline void cut(__m512 a, __m512 b, __m512i (&cuts)[kCuts]) {
     FINBACK_UNROLL(3)
     for (int i = 0; i < kCuts; ++i) {
-        cuts[i] = upper_halves(a, b);
+        cuts[i] = upper_halves(_mm512_castps_si512(a), _mm512_castps_si512(b));
         a = without_upper_half(a);
         b = without_upper_half(b);
     }

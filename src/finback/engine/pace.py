@@ -17,7 +17,7 @@ from bisect import bisect_left
 SHARE = 0.4  # time for prompts, as a part of the time for answers
 MANY_PROMPTS_S = 0.25  # longest time for prompts where they claim more than that share
 LEAST_CHUNK = 32  # tokens; smaller ones waste most of what every step costs
-LEAST_CHUNK_LATENT = 128  # latent attention expands the whole context once for every chunk
+LEAST_CHUNK_LATENT = 128  # expanded latent attention expands the whole context once for every chunk
 SMOOTHING = 0.3  # weight of the newest measurement
 STALE_STEPS = 50  # after so many steps with prompts, one without them is timed again
 EXACT = 16  # steps of up to so many tokens of answers are timed each by itself

@@ -8,7 +8,7 @@ says where its earlier ones are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,11 @@ class Batch:
     def prompt_segments(self) -> tuple[Segment, ...]:
         """The segments whose tokens came from the caller."""
         return tuple(segment for segment in self.segments if segment.prompt)
+
+    def prompts_before(self, position: int) -> list[Segment]:
+        """The prompts' segments, as far as they stand before ``position`` of their sequence."""
+        near = (segment for segment in self.prompt_segments if segment.first_position < position)
+        return [replace(s, stop=min(s.stop, s.start + position - s.first_position)) for s in near]
 
     def context_slots(self, segment: Segment, block_size: int) -> NDArray[np.int64]:
         """Slots of every position that the segment sees, from position 0 on."""

@@ -10,8 +10,9 @@ position alone, never on what else is in the batch.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,9 +57,11 @@ class LatentAttention:
     working_bytes: int = 256 << 20  # of keys and values, or of queries in latent space and what they attend to
 
     def bind(self, norm: Norm, cache: LayerCache) -> Call:
-        return lambda x, step: self._add_to(x, norm, step, cache)
+        on_tiles = kernels.latents_on_tiles(cache["latent"], self.config.kv_lora_rank)
+        absorbed_from = ABSORBED_FROM if on_tiles else sys.maxsize
+        return lambda x, step: self._add_to(x, norm, step, cache, absorbed_from)
 
-    def _add_to(self, x: Array, norm: Norm, step: Step, cache: LayerCache) -> Array:
+    def _add_to(self, x: Array, norm: Norm, step: Step, cache: LayerCache, absorbed_from: int) -> Array:
         c, n, batch = self.config, len(x), step.batch
         q, latents = self._from_hidden(x, norm)
         cos, sin = step.rope
@@ -73,11 +76,11 @@ class LatentAttention:
             head_dim=c.qk_head_dim,
             norm=self.kv_a_norm,
         )
-        context = self._attend(q.reshape(n, c.num_attention_heads, -1), batch, cache)
+        context = self._attend(q.reshape(n, c.num_attention_heads, -1), batch, cache, absorbed_from)
         return kernels.linear(context.reshape(n, -1), [self.o], bias=[self.o_bias], add=x)[0]
 
-    def _attend(self, q: Array, batch: Batch, cache: LayerCache) -> Array:
-        expanded = self._expanded_segments(batch, cache)
+    def _attend(self, q: Array, batch: Batch, cache: LayerCache, absorbed_from: int) -> Array:
+        expanded = batch.prompts_before(absorbed_from)
         if not expanded:
             return self._absorbed(q, batch.seq_ids, batch.positions, batch, cache)
         context = np.empty((*q.shape[:2], self.config.v_head_dim), np.float32)
@@ -89,13 +92,6 @@ class LatentAttention:
         if others.any():
             context[others] = self._absorbed(q[others], batch.seq_ids[others], batch.positions[others], batch, cache)
         return context
-
-    def _expanded_segments(self, batch: Batch, cache: LayerCache) -> list[Segment]:
-        """What is expanded of the prompts."""
-        if not kernels.latents_on_tiles(cache["latent"], self.config.kv_lora_rank):
-            return list(batch.prompt_segments)
-        near = (segment for segment in batch.prompt_segments if segment.first_position < ABSORBED_FROM)
-        return [replace(s, stop=min(s.stop, s.start + ABSORBED_FROM - s.first_position)) for s in near]
 
     def _from_hidden(self, x: Array, norm: Norm) -> tuple[Array, Array]:
         if self.bottleneck is None:
