@@ -16,8 +16,9 @@ struct Pool {
     const Weight* weights;
     size_t count;
     int threads;
+    size_t blocks;  // of all of them
 
-    size_t per_item(size_t w) const { return blocks_per_item(weights[w], threads); }
+    size_t per_item(size_t w) const { return blocks_per_item(weights[w], blocks, threads); }
     size_t items_of(size_t w) const { return ceil_div(row_blocks(weights[w].rows), per_item(w)); }
     size_t items() const {
         size_t sum = 0;
@@ -49,16 +50,17 @@ void linear(const LinearCall& call) {
     if (call.n == 0) return;
     const size_t cols = call.weights[0].cols;
     Forms forms;
-    size_t outputs = 0;
+    size_t outputs = 0, blocks = 0;
     for (size_t w = 0; w < call.count; ++w) {
         forms.add(call.weights[w]);
         outputs += call.weights[w].rows;
+        blocks += row_blocks(call.weights[w].rows);
     }
     Rows rows{call.x, call.n, cols, cols, call.norm, forms};
     Pieces pieces(rows.bytes());
     rows.take(pieces);
     const int threads = threads_for(call.n * outputs * cols, thread_count());
-    const Pool pool{call.weights, call.count, threads};
+    const Pool pool{call.weights, call.count, threads, blocks};
     const size_t items = pool.items();
     run_on(threads, [&](Team& team) {
         rows.prepare(team);
@@ -93,7 +95,7 @@ void head_linear(const HeadLinearCall& call) {
     Pieces pieces(rows.bytes());
     rows.take(pieces);
     const int threads = threads_for(call.n * w.experts * w.rows * w.cols, thread_count());
-    const HeadPool pool{row_blocks(w.rows), blocks_per_item(w, 1), w.experts};
+    const HeadPool pool{row_blocks(w.rows), blocks_per_item(w, w.experts * row_blocks(w.rows), threads), w.experts};
     const size_t items = pool.items();
     run_on(threads, [&](Team& team) {
         rows.prepare(team);
@@ -101,13 +103,15 @@ void head_linear(const HeadLinearCall& call) {
     });
 }
 
-// Reads a multiple of 256 bytes once, as weights are read; the result keeps the compiler from dropping the reads.
+// Reads a multiple of kReadMultiple bytes once, as weights are read; the result keeps the compiler from dropping the
+// reads.
 uint64_t read_all(const uint8_t* data, size_t bytes) {
     const size_t streams = weight_streams(), part = bytes / streams;
     I8x32 a = set1_byte(0), b = a;
     for (size_t i = 0; i < part; i += 64) {
         for (size_t s = 0; s < streams; ++s) {
             const uint8_t* at = data + s * part + i;
+            if (streams > 1) prefetch_near(at + 1600);
             a = a | load_bytes(at);
             b = b | load_bytes(at + 32);
         }

@@ -4,6 +4,7 @@
 #include "dispatch_macros.h"
 #include "formats.h"
 #include "norm_rope.h"
+#include "streams.h"
 
 namespace finback {
 
@@ -49,6 +50,8 @@ struct FfnCall {
     const float* add = nullptr;
     float* out = nullptr;
 };
+
+inline constexpr size_t kReadMultiple = 64 * kMostStreams;  // bytes
 
 struct GemmKernels {
     void (*linear)(const LinearCall&);

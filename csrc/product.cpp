@@ -18,10 +18,10 @@ constexpr size_t kWordPanelCols = 256;     // two row blocks as words take 9 KiB
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
 constexpr size_t kStreamedTokens = kTileTokens == 8 ? 16 : 4;  // unpacking twice costs less than a panel
 
-// How far ahead each of some streams of weights is asked for; multiples of 4096 are slower. Several streams go ahead as
-// far in sum, and by the tiles of a pair more: a tile's scales lie behind its codes and are read first.
+// How far ahead each of some streams of weights is asked for; multiples of 4096 are slower. Several streams share a
+// distance, but go ahead by the tiles of a pair more: a tile's scales lie behind its codes and are read first.
 constexpr size_t prefetch_bytes(Format format, size_t streams) {
-    return streams == 1 ? 6144 : 6144 / (streams + 1) + 2 * tile_bytes(format);
+    return streams == 1 ? 6144 : 10240 / (streams + 1) + 2 * tile_bytes(format);
 }
 
 // The inputs of a register tile.
@@ -175,18 +175,24 @@ struct Streams {
     FINBACK_INLINE void prefetch_ahead(size_t r, size_t offset) const {
         const size_t ahead = offset + prefetch_bytes(F, R);
         const uint8_t* at = pairs.at[r] + ahead + (ahead < length ? 0 : (R - 1) * length);
-        for (size_t i = 0; i < Bytes; i += Step) prefetch(at + i);
+        for (size_t i = 0; i < Bytes; i += Step) {
+            if constexpr (R > 1)
+                prefetch_near(at + i);
+            else
+                prefetch(at + i);
+        }
     }
 };
 
-// R pairs of row blocks, which take turns after each group of columns. One or two tokens gain nothing from two row
-// blocks in one register, so those take turns, too; of a single pair only after each tile, in the order of memory.
+// R pairs of row blocks, which take turns after each group of columns. One or two tokens gain from two row blocks in
+// one register only where they read several streams; of a single pair those take turns after each tile, in the order of
+// memory.
 template <Format F, size_t R, int T>
 void stream_integers(const Job& job, size_t block, size_t end, size_t begin, size_t count, const Tokens<T>& tokens) {
-    constexpr size_t n = T <= 2 ? 1 : 2, groups = info(F).block_cols / kGroupCols;
+    constexpr size_t n = T <= 2 && (R == 1 || kWide == 1) ? 1 : 2, groups = info(F).block_cols / kGroupCols;
     constexpr size_t bytes = n * tile_bytes(F) / groups, groups_of_turn = R == 1 ? groups : 1;
-    // Eight bits pass faster than lines can be asked for one by one; their neighbours come along.
-    constexpr size_t step = info(F).code_bits == 8 && T == 1 ? 128 : 64;
+    // Of one stream eight bits pass faster than lines can be asked for one by one; their neighbours come along.
+    constexpr size_t step = R == 1 && info(F).code_bits == 8 && T == 1 ? 128 : 64;
     const Streams<F, R> streams(job, block, end);
     Sums<n, T> sums[R][2 / n] = {};
     for (size_t at = 0, offset = 0; at < job.weight.cols / kGroupCols; at += groups, offset += 2 * tile_bytes(F)) {
@@ -197,7 +203,7 @@ void stream_integers(const Job& job, size_t block, size_t end, size_t begin, siz
         for (size_t r = 0; r < R; ++r)
             for (size_t i = 0; i < 2 / n; ++i) read_scales<F, n>(tile(r, i), shared[r][i]);
         for (size_t turn = 0; turn < groups; turn += groups_of_turn) {
-            FINBACK_UNROLL(4)
+            FINBACK_UNROLL(8)
             for (size_t r = 0; r < R; ++r) {
                 FINBACK_UNROLL(2)
                 for (size_t i = 0; i < 2 / n; ++i) {
@@ -272,11 +278,14 @@ void stream_floats(const Job& job, size_t block, size_t end, size_t begin, size_
     for (size_t r = 0; r < R; ++r) store_tile(job, block + 2 * r, end, begin, count, sums[r]);
 }
 
-// Pairs that T tokens read side by side where memory likes several streams: about as many as registers hold sums of.
+// Pairs that T tokens read side by side where memory likes several streams: as many as registers hold sums of, and the
+// first-level cache what was asked for.
 template <Format F, int T>
 constexpr size_t most_pairs() {
-    if constexpr (is_integer(F)) return T <= 2 ? kMostStreams : T <= 4 ? kWide : 1;
-    return T <= 2 ? 2 * kWide : kWide;
+    if constexpr (kWide == 1) return T > 2 ? 1 : is_integer(F) ? 4 : 2;
+    if constexpr (!is_integer(F)) return 4;
+    if constexpr (T > 4) return info(F).code_bits == 8 ? 2 : 1;
+    return T <= 2 && info(F).block_cols == kGroupCols ? kMostStreams : 4;
 }
 // And where it does not: one, but memory brings f8_e4m3 faster than one chain of additions takes it.
 template <Format F, int T>

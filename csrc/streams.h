@@ -6,7 +6,7 @@
 
 namespace finback {
 
-inline constexpr size_t kMostStreams = 4;
+inline constexpr size_t kMostStreams = 8;
 
 // 1 or kMostStreams.
 size_t weight_streams();

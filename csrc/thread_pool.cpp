@@ -71,7 +71,9 @@ public:
 
     size_t next() { return counter_.fetch_add(1, std::memory_order_relaxed); }
 
-    size_t next_in_range(size_t index, size_t size, size_t count) {
+    // Some items of the thread's own range, one of another's, or none. A claim waits for all that was read before it:
+    // so an eighth of what is left at a time.
+    Items claim_in_range(size_t index, size_t size, size_t count) {
         for (size_t i = 0; i < size; ++i) {
             const size_t owner = (index + i) % size, begin = count * owner / size, end = count * (owner + 1) / size;
             std::atomic<uint64_t>& taken = ranges_[owner].taken;
@@ -79,12 +81,14 @@ public:
             for (;;) {
                 const size_t front = old & 0xffffffffu, back = old >> 32;
                 if (begin + front + back >= end) break;
-                const uint64_t more = i == 0 ? old + 1 : old + (uint64_t{1} << 32);
-                if (taken.compare_exchange_weak(old, more, std::memory_order_relaxed))
-                    return i == 0 ? begin + front : end - 1 - back;
+                const size_t left = end - begin - front - back, some = i == 0 ? (left + 7) / 8 : 1;
+                const uint64_t more = i == 0 ? old + some : old + (uint64_t{1} << 32);
+                if (!taken.compare_exchange_weak(old, more, std::memory_order_relaxed)) continue;
+                const size_t first = i == 0 ? begin + front : end - 1 - back;
+                return {first, first + some};
             }
         }
-        return count;
+        return {};
     }
 
 private:
@@ -177,7 +181,9 @@ Pool& pool() {
 void Team::barrier() { pool().barrier(size); }
 size_t Team::next() { return pool().next(); }
 size_t Team::next_in_range(size_t count) {
-    return pool().next_in_range(static_cast<size_t>(index), static_cast<size_t>(size), count);
+    if (claimed_.first == claimed_.end)
+        claimed_ = pool().claim_in_range(static_cast<size_t>(index), static_cast<size_t>(size), count);
+    return claimed_.first < claimed_.end ? claimed_.first++ : count;
 }
 int thread_count() { return pool().size(); }
 void set_thread_count(int count) { pool().request(count); }

@@ -14,6 +14,11 @@ class Team;
 
 using TeamFunction = void (*)(void* context, Team& team);
 
+// Items [first, end).
+struct Items {
+    size_t first = 0, end = 0;
+};
+
 // What a function sees of the team that runs it. One object per thread.
 class Team {
 public:
@@ -27,8 +32,11 @@ public:
     size_t next();
     // The same for items that lie one behind the other in memory: each thread goes through a range of its own from the
     // front, so that it reads on where it stopped, and then helps others from the back of theirs. All calls of a phase
-    // pass the same count. Do not mix with next() in a phase.
+    // pass the same count, until none is left. Do not mix with next() in a phase.
     size_t next_in_range(size_t count);
+
+private:
+    Items claimed_;  // and not handed out yet
 };
 
 int thread_count();

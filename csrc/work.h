@@ -19,13 +19,16 @@ FINBACK_INLINE constexpr size_t blocks_together(Format format) { return is_integ
 
 FINBACK_INLINE int threads_for(size_t work, int threads) { return work < kForkWork ? 1 : threads; }
 
-// Row blocks per item: long sequential reads, as many as there are streams, yet enough items to balance the threads.
-FINBACK_INLINE size_t blocks_per_item(const Weight& weight, int threads) {
+// Row blocks per item of a weight, of which and of others `all` are one pool: long sequential reads, as many as there
+// are streams, yet enough items to balance the threads.
+FINBACK_INLINE size_t blocks_per_item(const Weight& weight, size_t all, int threads) {
     const size_t by_bytes = kItemBytes / (weight.block_stride() + 1) + 1;
-    const size_t by_count = row_blocks(weight.rows) / (kItemsPerThread * static_cast<size_t>(threads)) + 1;
+    const size_t by_count = all / (kItemsPerThread * static_cast<size_t>(threads)) + 1;
     const size_t least = by_bytes < by_count ? by_bytes : by_count;
-    const size_t together = blocks_together(weight.format), streamed = 2 * weight_streams();
-    if (streamed <= together || by_count < streamed) return ceil_div(least, together) * together;
+    const size_t together = blocks_together(weight.format);
+    size_t streamed = 2 * weight_streams();
+    while (streamed > together && by_count < streamed) streamed /= 2;
+    if (streamed <= together) return ceil_div(least, together) * together;
     return least < streamed ? streamed : least / streamed * streamed;
 }
 

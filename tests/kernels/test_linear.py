@@ -93,12 +93,12 @@ def test_threads_change_nothing(rng: np.random.Generator, format: str) -> None:
 
 @pytest.mark.parametrize("format", FORMAT_NAMES)
 def test_streams_change_nothing(rng: np.random.Generator, isa: str, format: str) -> None:
-    """95 row blocks by one thread: items of eight, and one of four, two and half a pair."""
-    w = published(rng, format, 757, 512).matrix
+    """207 row blocks by one thread: items of eight pairs, and one of four, two, one and half a pair."""
+    w = published(rng, format, 1653, 512).matrix
     x = normal(rng, 20, 512)
     (expected,) = linear(x, [w])
     previous = kernels.select_streams(1)
-    for streams in (1, 4):
+    for streams in (1, 8):
         kernels.select_streams(streams)
         for n in (1, 2, 3, 4, 5):
             assert np.array_equal(linear(x[:n], [w])[0], expected[:n])

@@ -2,7 +2,8 @@
 limit.
 
 Decode is bound by memory: a step must read the active weights and the cache. ``bandwidth_share`` is what the step
-read per second over what all cores together can read, both measured in this run.
+read per second over what all cores together can read, both medians of turns in this run: a shared machine's memory
+changes its speed from one second to the next.
 """
 
 from __future__ import annotations
@@ -137,13 +138,14 @@ def measure(name: str, work: Load, settings: Settings, load: Any) -> dict[str, A
     started = time.perf_counter()
     with load(name, settings) as model:
         load_s = time.perf_counter() - started
-        bandwidths = [hardware.read_bandwidth()]
         timer = _Timer(model, work)
         timer.warm_up()
         prefill = [timer.prefill() for _ in range(work.repeats)]
-        decode = [timer.decode() for _ in range(work.repeats)]
-        bandwidths.append(hardware.read_bandwidth())
-        record = _record(facts, model, work, load_s, prefill, decode, max(bandwidths))
+        decode, bandwidths = [], [hardware.read_bandwidth()]
+        for _ in range(work.repeats):
+            decode.append(timer.decode())
+            bandwidths.append(hardware.read_bandwidth())
+        record = _record(facts, model, work, load_s, prefill, decode, statistics.median(bandwidths))
         return record | {"prefill_depth": timer.prefill_depth}
 
 
