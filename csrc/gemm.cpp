@@ -50,16 +50,19 @@ void linear(const LinearCall& call) {
     if (call.n == 0) return;
     const size_t cols = call.weights[0].cols;
     Forms forms;
-    size_t outputs = 0, blocks = 0;
+    size_t outputs = 0, blocks = 0, bytes = 0;
     for (size_t w = 0; w < call.count; ++w) {
         forms.add(call.weights[w]);
         outputs += call.weights[w].rows;
         blocks += row_blocks(call.weights[w].rows);
+        bytes += packed_bytes(call.weights[w].format, call.weights[w].rows, cols, 1);
     }
     Rows rows{call.x, call.n, cols, cols, call.norm, forms};
     Pieces pieces(rows.bytes());
     rows.take(pieces);
-    const int threads = threads_for(call.n * outputs * cols, thread_count());
+    // One token waits for a float weight's bytes, as a router's, longer than for its multiply-adds.
+    const size_t products = call.n * outputs * cols, reading = 2 * bytes;
+    const int threads = threads_for(products > reading ? products : reading, thread_count());
     const Pool pool{call.weights, call.count, threads, blocks};
     const size_t items = pool.items();
     run_on(threads, [&](Team& team) {
@@ -111,7 +114,7 @@ uint64_t read_all(const uint8_t* data, size_t bytes) {
     for (size_t i = 0; i < part; i += 64) {
         for (size_t s = 0; s < streams; ++s) {
             const uint8_t* at = data + s * part + i;
-            if (streams > 1) prefetch_near(at + 1600);
+            if (streams > 1) prefetch<true>(at + 1600);
             a = a | load_bytes(at);
             b = b | load_bytes(at + 32);
         }

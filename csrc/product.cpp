@@ -18,10 +18,14 @@ constexpr size_t kWordPanelCols = 256;     // two row blocks as words take 9 KiB
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
 constexpr size_t kStreamedTokens = kTileTokens == 8 ? 16 : 4;  // unpacking twice costs less than a panel
 
+// Whether some streams of weights are asked for into the first-level cache: four and eight are read only by processors
+// that have room to wait there (streams.h).
+constexpr bool in_first_level(size_t streams) { return streams > 2; }
 // How far ahead each of some streams of weights is asked for; multiples of 4096 are slower. Several streams share a
 // distance, but go ahead by the tiles of a pair more: a tile's scales lie behind its codes and are read first.
 constexpr size_t prefetch_bytes(Format format, size_t streams) {
-    return streams == 1 ? 6144 : 10240 / (streams + 1) + 2 * tile_bytes(format);
+    if (streams == 1) return 6144;
+    return (in_first_level(streams) ? 10240 : 6144) / (streams + 1) + 2 * tile_bytes(format);
 }
 
 // The inputs of a register tile.
@@ -175,12 +179,7 @@ struct Streams {
     FINBACK_INLINE void prefetch_ahead(size_t r, size_t offset) const {
         const size_t ahead = offset + prefetch_bytes(F, R);
         const uint8_t* at = pairs.at[r] + ahead + (ahead < length ? 0 : (R - 1) * length);
-        for (size_t i = 0; i < Bytes; i += Step) {
-            if constexpr (R > 1)
-                prefetch_near(at + i);
-            else
-                prefetch(at + i);
-        }
+        for (size_t i = 0; i < Bytes; i += Step) prefetch<in_first_level(R)>(at + i);
     }
 };
 

@@ -305,10 +305,11 @@ inline int32_t max_lane(I32x8 a) {
 
 #endif
 
-// Into the second-level cache: the first level can wait for only a few lines at a time. Always inlined, and so must be
-// who calls it for nothing else: GCC drops calls of functions that only prefetch.
-[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
-// Into the first level: for processors that have room to wait there (see streams.h).
-[[gnu::always_inline]] inline void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }
+// Into the second-level cache, as the first level can wait for only a few lines at a time, or into the first. Always
+// inlined, and so must be who calls it for nothing else: GCC drops calls of functions that only prefetch.
+template <bool First = false>
+[[gnu::always_inline]] inline void prefetch(const void* p) {
+    __builtin_prefetch(p, 0, First ? 3 : 2);
+}
 
 }  // namespace finback::FINBACK_NAMESPACE
