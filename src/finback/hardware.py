@@ -124,7 +124,7 @@ def memory(root: Path = Path("/")) -> Memory:
 
 
 def read_bandwidth(seconds: float = 0.5) -> float:
-    """Bytes per second that all cores together read from memory, measured now, far outside the caches."""
+    """Bytes per second that all cores together read from memory now, far outside the caches: the median pass."""
     from finback import kernels as native
 
     wanted = max(256 << 20, 4 * processor().last_level_cache_bytes)
