@@ -106,8 +106,8 @@ void head_linear(const HeadLinearCall& call) {
     });
 }
 
-// Reads a multiple of kReadMultiple bytes once, as weights are read; the result keeps the compiler from dropping the
-// reads.
+// Reads a multiple of kReadMultiple bytes once, as weights are read, several streams about as far ahead as product()
+// asks for them; the result keeps the compiler from dropping the reads.
 uint64_t read_all(const uint8_t* data, size_t bytes) {
     const size_t streams = weight_streams(), part = bytes / streams;
     I8x32 a = set1_byte(0), b = a;
