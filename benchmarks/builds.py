@@ -7,8 +7,8 @@
 From one run to the next, a shared machine changes its speed by more than most changes of a kernel are worth. So each
 build has a process of its own that has the model loaded; they take turns of a few tokens, or of one prompt, and each
 turn is compared with the first build's turn beside it. The median of those ratios tells one percent apart.
-A build is a copy of the extension module ``_native``; all of them run under the Python sources of this checkout and on
-the same pack, so they must agree on its layout.
+A build is a copy of the extension module ``_native``, under the Python sources of this checkout, or the ``src`` of
+another checkout with its module in ``src/finback``. All run on the same pack, so they must agree on its layout.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ class Task:
 
 
 def use_build(path: str) -> None:
-    """Make ``import finback`` take its kernels from the extension module at ``path``."""
+    """Make ``import finback`` take its kernels from the extension module at ``path``, or all of it from that folder."""
+    if Path(path).is_dir():
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
+        sys.path.insert(0, path)
+        return
     spec = importlib.util.spec_from_file_location("finback._native", path)
     if spec is None or spec.loader is None:
         raise SystemExit(f"{path} is not an extension module")
@@ -116,7 +120,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("builds", nargs="+", help="extension modules; the first one is what others are compared with")
+    parser.add_argument("builds", nargs="+", help="modules or src folders; the first is what others are compared with")
     parser.add_argument("--depth", type=int, default=16, help="tokens of the prompt")
     parser.add_argument("--batch", type=int, default=1, help="answers at once, or prompts")
     parser.add_argument("--prefill", action="store_true", help="measure the prompt instead of the answer")
@@ -128,7 +132,7 @@ def main() -> None:
     tokens = task.batch * (task.depth if task.prefill else TOKENS_PER_TURN)
     for build, times in zip(arguments.builds, seconds, strict=True):
         ratio = statistics.median(mine / first for mine, first in zip(times, seconds[0], strict=True))
-        print(f"{Path(build).name:30} {tokens / statistics.median(times):8.2f} tokens/s "
+        print(f"{build:30} {tokens / statistics.median(times):8.2f} tokens/s "
               f"(best {tokens / min(times):8.2f})  time against the first {ratio:6.3f}", flush=True)  # fmt: skip
 
 

@@ -267,10 +267,10 @@ struct ExpandedSource {
     bool share_keys(int64_t, int64_t) const { return true; }
 
     void query(int64_t token, int64_t head, int64_t, float* to) const {
-        convert<true>(call.q + (token * call.heads + head) * key_dim(), key_dim(), to);
+        convert<true>(call.q + (token * call.row_heads + head) * key_dim(), key_dim(), to);
     }
     float* output(int64_t token, int64_t head, int64_t) const {
-        return call.out + (token * call.heads + head) * call.value_dim;
+        return call.out + (token * call.row_heads + head) * call.value_dim;
     }
     void locate(int64_t, int64_t head, int64_t first, int count, Rows<float>& rows) const {
         for (int i = 0; i < count; ++i) {
@@ -286,7 +286,7 @@ struct ExpandedSource {
             float* k = to.k_memory + i * k_pad;
             for (int64_t d = key_dim(); d < k_pad; ++d) k[d] = 0.0f;
             convert<false>(rows.k[i], call.nope, k);
-            convert<false>(call.k_rope + (first + i) * call.rope, call.rope, k + call.nope);
+            convert<false>(call.k_rope + (first + i) * call.rope_stride, call.rope, k + call.nope);
             convert<true>(rows.v[i], call.value_dim, to.v_memory + i * v_pad);
             to.rows.k[i] = k;
             to.rows.v[i] = to.v_memory + i * v_pad;

@@ -44,12 +44,12 @@ struct MlaCall {
 };
 
 struct MlaPrefillCall {
-    const float* q;       // [tokens, heads, nope + rope]
+    const float* q;       // [tokens, row_heads, nope + rope], of which the first `heads` count
     const float* k_nope;  // [context, heads, nope]
-    const float* k_rope;  // [context, rope]
+    const float* k_rope;  // [context, rope_stride], of which the first rope elements count
     const float* v;       // [context, heads, value_dim]
-    float* out;           // [tokens, heads, value_dim]
-    int64_t tokens, heads, nope, rope, value_dim;
+    float* out;           // [tokens, row_heads, value_dim]: of the first `heads`
+    int64_t tokens, heads, row_heads, nope, rope, rope_stride, value_dim;
     int64_t first_position;
     float scale;
 };

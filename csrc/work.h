@@ -38,10 +38,11 @@ FINBACK_INLINE constexpr size_t piece_bytes(size_t count) {
     return ceil_div(count * sizeof(T), 64) * 64;
 }
 
-// The calling thread's working memory, handed out front to back. Whoever makes it adds up the pieces first.
+// Working memory, the calling thread's or given, handed out front to back. Whoever makes it adds up the pieces first.
 class Pieces {
 public:
-    FINBACK_INLINE explicit Pieces(size_t bytes) : next_(static_cast<uint8_t*>(scratch(bytes))) {}
+    FINBACK_INLINE explicit Pieces(size_t bytes) : Pieces(scratch(bytes)) {}
+    FINBACK_INLINE explicit Pieces(void* memory) : next_(static_cast<uint8_t*>(memory)) {}
 
     template <class T>
     FINBACK_INLINE T* take(size_t count) {

@@ -186,6 +186,15 @@ nb::object mlp(const InputArray& x, const Matrix& gate, const Matrix& up, const 
     return run_ffn(call, weights.down.rows);
 }
 
+// What a network adds to the residual stream x of n rows; which network is left open.
+FfnCall in_place(int64_t n, const Norm& norm, float* x) {
+    FfnCall call;
+    call.x = call.add = call.out = x;
+    call.n = static_cast<size_t>(n);
+    call.norm = norm;
+    return call;
+}
+
 // A dense gated network of one layer, normalised rows and residual included.
 class GatedNetwork final : public Part {
 public:
@@ -196,14 +205,10 @@ public:
     }
 
     int64_t width() const override { return signed_size(weights_.gate.cols); }
-    int64_t floats_per_row() const override { return 0; }
-    std::function<void()> prepare(const StepArrays&, int64_t n, float* x, float*) const override {
-        FfnCall call;
-        call.x = call.add = call.out = x;
-        call.n = static_cast<size_t>(n);
-        call.norm = of_x_;
+    PartWork prepare(const StepArrays&, int64_t n, float* x) const override {
+        FfnCall call = in_place(n, of_x_, x);
         call.shared = &weights_;
-        return [call] { kernels().gemm.ffn(call); };
+        return {0, [call](Pieces) { kernels().gemm.ffn(call); }};
     }
 
 private:
@@ -224,11 +229,11 @@ void check_choices(const int32_t* ids, size_t n, size_t k, size_t experts) {
 
 using MatrixTriple = std::tuple<const Matrix*, const Matrix*, const Matrix*>;
 
-GatedWeights shared_weights(const MatrixTriple& triple, size_t cols, size_t hidden) {
+GatedWeights shared_weights(const char* operation, const MatrixTriple& triple, size_t cols, size_t hidden) {
     const auto& [gate, up, down] = triple;
-    require(gate != nullptr && up != nullptr && down != nullptr, "moe", "shared must hold three matrices");
-    const GatedWeights weights = gated("moe", *gate, *up, *down, cols);
-    require_matrix(weights.down, "moe", "shared down", 1, hidden, weights.gate.rows);
+    require(gate != nullptr && up != nullptr && down != nullptr, operation, "shared must hold three matrices");
+    const GatedWeights weights = gated(operation, *gate, *up, *down, cols);
+    require_matrix(weights.down, operation, "shared down", 1, hidden, weights.gate.rows);
     return weights;
 }
 
@@ -245,7 +250,7 @@ nb::object moe(const InputArray& x, const InputArray& ids, const InputArray& wei
     const GatedWeights routed = gated("moe", gate, up, down, size_of(x, 1));
     check_choices(call.ids, call.n, call.chosen, routed.gate.experts);
     const size_t hidden = routed.down.rows;
-    const GatedWeights always = shared ? shared_weights(*shared, size_of(x, 1), hidden) : GatedWeights{};
+    const GatedWeights always = shared ? shared_weights("moe", *shared, size_of(x, 1), hidden) : GatedWeights{};
     call.routed = &routed;
     call.shared = shared ? &always : nullptr;
     call.add = optional_rows("moe", add, call.n, hidden);
@@ -326,42 +331,62 @@ nb::object route(const InputArray& logits, const OptionalArray& bias, const std:
     return nb::make_tuple(ids.array, weights.array);
 }
 
-nb::object routed_moe(const InputArray& x, const Matrix& router, const Matrix& gate, const Matrix& up,
-                      const Matrix& down, const std::optional<MatrixTriple>& shared, const OptionalNorm& norm,
-                      const OptionalArray& add, const OptionalArray& bias, const std::string& scoring, int64_t top_k,
-                      int64_t groups, int64_t top_groups, const std::string& group_rule, bool normalize, float scale) {
-    constexpr const char* op = "routed_moe";
-    FfnCall call;
-    call.x = elements<float>(op, "x", x, {kAny, kAny});
-    call.n = size_of(x, 0);
-    call.norm = norm_of(op, norm, x.shape(1));
-    const GatedWeights routed = gated(op, gate, up, down, size_of(x, 1));
-    const size_t experts = routed.gate.experts, hidden = routed.down.rows;
-    require_matrix(router.weight, op, "router", 1, experts, size_of(x, 1));
-    RouteCall choice = route_call(op, {bias, scoring, top_k, groups, top_groups, group_rule, normalize, scale},
-                                  x.shape(0), signed_size(experts));
-    const Output<> logits({choice.tokens, choice.experts}), weights({choice.tokens, top_k});
-    const Output<int32_t> ids({choice.tokens, top_k});
-    choice.logits = logits.data;
-    choice.ids = ids.data;
-    choice.weights = weights.data;
-    call.chosen = static_cast<size_t>(top_k);
-    call.ids = ids.data;
-    call.weights = weights.data;
-    const GatedWeights always = shared ? shared_weights(*shared, size_of(x, 1), hidden) : GatedWeights{};
-    call.routed = &routed;
-    call.shared = shared ? &always : nullptr;
-    call.add = optional_rows(op, add, call.n, hidden);
-    const Output<> out({choice.tokens, signed_size(hidden)});
-    call.out = out.data;
-    if (call.n == 0) return out.array;
-    const float* no_bias = nullptr;
-    const nb::gil_scoped_release release;
-    kernels().gemm.linear({call.x, call.n, call.norm, &router.weight, 1, &no_bias, nullptr, &logits.data});
-    kernels().sample.route(choice);
-    kernels().gemm.ffn(call);
-    return out.array;
-}
+// Mixture of experts of one layer: the router's product, the choice and the networks, shared ones included.
+class RoutedNetwork final : public Part {
+public:
+    RoutedNetwork(const Matrix& router, const Matrix& gate, const Matrix& up, const Matrix& down,
+                  const std::optional<MatrixTriple>& shared, NormArgument norm, OptionalArray bias,
+                  const std::string& scoring, int64_t top_k, int64_t groups, int64_t top_groups,
+                  const std::string& group_rule, bool normalize, float scale)
+        : norm_(std::move(norm)),
+          bias_(std::move(bias)),
+          router_(router.weight),
+          routed_(gated(kName, gate, up, down, gate.weight.cols)) {
+        const size_t hidden = routed_.gate.cols, experts = routed_.gate.experts;
+        require_matrix(routed_.down, kName, "down", experts, hidden, routed_.gate.rows);
+        require_matrix(router_, kName, "router", 1, experts, hidden);
+        if (shared) shared_ = shared_weights(kName, *shared, hidden, hidden);
+        choice_ = route_call(kName, {bias_, scoring, top_k, groups, top_groups, group_rule, normalize, scale}, 0,
+                             signed_size(experts));
+        of_x_ = norm_of(kName, norm_, width());
+    }
+
+    int64_t width() const override { return signed_size(routed_.gate.cols); }
+    PartWork prepare(const StepArrays&, int64_t n, float* x) const override {
+        const size_t logits = static_cast<size_t>(n * choice_.experts), chosen = static_cast<size_t>(n * choice_.top_k);
+        return {piece_bytes<float>(logits) + piece_bytes<float>(chosen) + piece_bytes<int32_t>(chosen),
+                [this, n, x](Pieces memory) { run(n, x, memory); }};
+    }
+
+private:
+    static constexpr const char* kName = "RoutedNetwork";
+
+    void run(int64_t n, float* x, Pieces memory) const {
+        if (n == 0) return;
+        FfnCall call = in_place(n, of_x_, x);
+        call.chosen = static_cast<size_t>(choice_.top_k);
+        RouteCall choice = choice_;
+        choice.tokens = n;
+        float* logits = memory.take<float>(call.n * routed_.gate.experts);
+        choice.logits = logits;
+        call.weights = choice.weights = memory.take<float>(call.n * call.chosen);
+        call.ids = choice.ids = memory.take<int32_t>(call.n * call.chosen);
+        call.routed = &routed_;
+        call.shared = shared_ ? &*shared_ : nullptr;
+        const float* no_bias = nullptr;
+        kernels().gemm.linear({x, call.n, of_x_, &router_, 1, &no_bias, nullptr, &logits});
+        kernels().sample.route(choice);
+        kernels().gemm.ffn(call);
+    }
+
+    NormArgument norm_;
+    OptionalArray bias_;
+    Weight router_;
+    GatedWeights routed_;
+    std::optional<GatedWeights> shared_;
+    RouteCall choice_{};
+    Norm of_x_;
+};
 
 // ---- the machine
 // -------------------------------------------------------------------------------------------------------
@@ -452,12 +477,17 @@ void bind_products(nb::module_& m) {
     m.def("mlp", &mlp, "x"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "norm"_a = nb::none(), "add"_a = nb::none());
     m.def("route", &route, "logits"_a, nb::kw_only(), "bias"_a.none(), "scoring"_a, "top_k"_a, "groups"_a,
           "top_groups"_a, "group_rule"_a, "normalize"_a, "scale"_a);
-    m.def("routed_moe", &routed_moe, "x"_a, "router"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "shared"_a.none(),
-          "norm"_a.none(), "add"_a.none(), "bias"_a.none(), "scoring"_a, "top_k"_a, "groups"_a, "top_groups"_a,
-          "group_rule"_a, "normalize"_a, "scale"_a);
     nb::class_<GatedNetwork, Part>(m, "GatedNetwork")
         .def(nb::init<const Matrix&, const Matrix&, const Matrix&, NormArgument>(), "gate"_a, "up"_a, "down"_a,
              nb::kw_only(), "norm"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>());
+    nb::class_<RoutedNetwork, Part>(m, "RoutedNetwork")
+        .def(nb::init<const Matrix&, const Matrix&, const Matrix&, const Matrix&, const std::optional<MatrixTriple>&,
+                      NormArgument, OptionalArray, const std::string&, int64_t, int64_t, int64_t, const std::string&,
+                      bool, float>(),
+             "router"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "shared"_a.none(), "norm"_a, "bias"_a.none(),
+             "scoring"_a, "top_k"_a, "groups"_a, "top_groups"_a, "group_rule"_a, "normalize"_a, "scale"_a,
+             nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(),
+             nb::keep_alive<1, 6>());
     m.def("moe", &moe, "x"_a, "ids"_a, "weights"_a, "gate"_a, "up"_a, "down"_a, nb::kw_only(), "shared"_a = nb::none(),
           "norm"_a = nb::none(), "add"_a = nb::none());
 }

@@ -8,5 +8,6 @@ NB_MODULE(_native, m) {
     finback::bind_parts(m);
     finback::bind_weights(m);
     finback::bind_attention(m);
+    finback::bind_attention_parts(m);
     finback::bind_system(m);
 }

@@ -81,25 +81,6 @@ def moe(
     norm: _Norm | None = None,
     add: _Floats | None = None,
 ) -> _Floats: ...
-def routed_moe(
-    x: _Floats,
-    router: Matrix,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
-    *,
-    shared: tuple[Matrix, Matrix, Matrix] | None,
-    norm: _Norm | None,
-    add: _Floats | None,
-    bias: _Floats | None,
-    scoring: str,
-    top_k: int,
-    groups: int,
-    top_groups: int,
-    group_rule: str,
-    normalize: bool,
-    scale: float,
-) -> _Floats: ...
 
 # ---- parts of layers
 
@@ -123,6 +104,48 @@ class GroupedAttention(Part):
         scale: float,
     ) -> None: ...
 
+class LatentAttention(Part):
+    def __init__(
+        self,
+        *,
+        q: Matrix,
+        kv_a: Matrix,
+        k_up: Matrix,
+        k_absorb: Matrix,
+        v_up: Matrix,
+        o: Matrix,
+        cache: NDArray[Any],
+        norm: _Norm,
+        bottleneck: tuple[Matrix, _Floats | None, _Norm] | None,
+        kv_a_bias: _Floats | None,
+        kv_a_norm: _Norm,
+        o_bias: _Floats | None,
+        interleaved: bool,
+        scale: float,
+        absorbed_from: int,
+        working_bytes: int,
+    ) -> None: ...
+
+class RoutedNetwork(Part):
+    def __init__(
+        self,
+        router: Matrix,
+        gate: Matrix,
+        up: Matrix,
+        down: Matrix,
+        *,
+        shared: tuple[Matrix, Matrix, Matrix] | None,
+        norm: _Norm,
+        bias: _Floats | None,
+        scoring: str,
+        top_k: int,
+        groups: int,
+        top_groups: int,
+        group_rule: str,
+        normalize: bool,
+        scale: float,
+    ) -> None: ...
+
 def run_parts(
     parts: Sequence[Part],
     x: _Floats,
@@ -133,6 +156,7 @@ def run_parts(
     block_tables: _Ints,
     seq_ids: _Ints,
     positions: _Ints,
+    prompts: _Ints,
 ) -> _Floats: ...
 
 # ---- attention, norms, choices
@@ -161,29 +185,6 @@ def mla_prefill(
     q: _Floats, k_nope: _Floats, k_rope: _Floats, v: _Floats, *, first_position: int, scale: float
 ) -> _Floats: ...
 def latents_on_tiles(cache: NDArray[Any], latent: int) -> bool: ...
-def mla_decode(
-    q: _Floats,
-    k_absorb: Matrix,
-    v_up: Matrix,
-    cache: NDArray[Any],
-    *,
-    block_tables: _Ints,
-    seq_ids: _Ints,
-    positions: _Ints,
-    scale: float,
-) -> _Floats: ...
-def cache_latents(
-    q: _Floats,
-    latents: _Floats,
-    cache: NDArray[Any],
-    *,
-    slots: _Slots,
-    cos: _Floats,
-    sin: _Floats,
-    interleaved: bool,
-    head_dim: int,
-    norm: _Norm,
-) -> None: ...
 def store_rows(cache: NDArray[Any], values: _Floats, slots: _Slots) -> None: ...
 def load_rows(cache: NDArray[Any], slots: _Slots) -> _Floats: ...
 def rms_norm(x: _Floats, weight: _Floats, eps: float) -> _Floats: ...

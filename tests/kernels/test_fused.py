@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ ROUTING: dict[str, Any] = {
     "normalize": True,
     "scale": 1.5,
 }
+NO_PROMPTS = np.zeros((0, 2), np.int32)
 
 
 def a_norm(rng: np.random.Generator, width: int) -> Norm:
@@ -53,23 +55,30 @@ def test_products_of_normalised_rows(isa: str, rng: np.random.Generator, format:
     np.testing.assert_allclose(expected, twin, rtol=0, atol=0.02 * np.abs(twin).max())
 
 
-@pytest.mark.parametrize("n", [0, 1, 9])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_routed_moe(isa: str, rng: np.random.Generator, n: int, threads: int) -> None:
-    kernels.set_threads(threads)
+def some_experts(rng: np.random.Generator) -> tuple[tuple[kernels.Matrix, ...], tuple[kernels.Matrix, ...]]:
+    """Router, gate, up and down of 5 experts on 64 columns, and gate, up and down of a shared one."""
     hidden, inner, experts = 64, 96, 5
     router = published(rng, "f32", experts, hidden).matrix
     gate, up = (published(rng, "q8_0", inner, hidden, experts).matrix for _ in range(2))
     down = published(rng, "q8_0", hidden, inner, experts).matrix
-    shared = tuple(published(rng, "q4_1", *shape).matrix for shape in ((32, hidden), (32, hidden), (hidden, 32)))
-    x, norm = normal(rng, n, hidden), a_norm(rng, hidden)
-    options: dict[str, Any] = {"shared": shared, "norm": norm, "add": x}
-    ids, weights = kernels.route(kernels.linear(x, [router], norm=norm)[0], **ROUTING)
-    expected = kernels.moe(x, ids, weights, gate, up, down, **options)
-    actual = kernels.routed_moe(x, router, gate, up, down, **options, **ROUTING)
-    np.testing.assert_array_equal(actual, expected)
-    twin = reference.routed_moe(x, router, gate, up, down, **options, **ROUTING)
-    np.testing.assert_allclose(actual, twin, rtol=0, atol=0.02 * max(1, np.abs(twin).max(initial=0)))
+    return (router, gate, up, down), a_network(rng, "q4_1", hidden, 32)
+
+
+@pytest.mark.parametrize("n", [0, 1, 9])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("whole", [False, True])  # with shared experts and a bias
+def test_routed_network(isa: str, rng: np.random.Generator, n: int, threads: int, whole: bool) -> None:
+    kernels.set_threads(threads)
+    (router, *networks), shared = some_experts(rng)
+    x, norm = normal(rng, n, 64), a_norm(rng, 64)
+    routing = {**ROUTING, "bias": normal(rng, 5) if whole else None}
+    options: dict[str, Any] = {"shared": shared if whole else None, "norm": norm}
+    ids, weights = kernels.route(kernels.linear(x, [router], norm=norm)[0], **routing)
+    expected = kernels.moe(x, ids, weights, *networks, **options, add=x)
+    part = kernels.RoutedNetwork(router, *networks, **options, **routing)
+    np.testing.assert_array_equal(kernels.run_parts([part], x, **no_cache(n)), expected)
+    twin = reference.moe(x, ids, weights, *networks, **options, add=x)
+    np.testing.assert_allclose(expected, twin, rtol=0, atol=0.02 * max(1, np.abs(twin).max(initial=0)))
 
 
 def a_layer(rng: np.random.Generator, format: str, biased: bool) -> tuple[Any, Any]:
@@ -113,7 +122,8 @@ def test_grouped_attention(isa: str, rng: np.random.Generator, dtype: type[Any],
         scale=where.pop("scale"),
     )  # fmt: skip
     before_x = x.copy()
-    np.testing.assert_array_equal(kernels.run_parts([part], x, slots=slots, **turn, **where), expected)
+    step = {"slots": slots, **turn, **where, "prompts": NO_PROMPTS}
+    np.testing.assert_array_equal(kernels.run_parts([part], x, **step), expected)
     np.testing.assert_array_equal(x, before_x)
     for cache, right in zip(caches, expected_caches, strict=True):
         np.testing.assert_array_equal(cache, right)
@@ -162,7 +172,7 @@ def no_cache(n: int) -> dict[str, Any]:
     return {
         "slots": np.arange(n), "cos": np.zeros((n, 0), np.float32), "sin": np.zeros((n, 0), np.float32),
         "block_tables": np.zeros((1, 1), np.int32), "seq_ids": np.zeros(n, np.int32),
-        "positions": np.zeros(n, np.int32),
+        "positions": np.zeros(n, np.int32), "prompts": NO_PROMPTS,
     }  # fmt: skip
 
 
@@ -178,48 +188,89 @@ def test_a_part_keeps_what_it_reads(rng: np.random.Generator) -> None:
     assert len(held) == 64
 
 
+@dataclass(frozen=True)
+class Latent:
+    """A layer of latent attention: 3 heads of 32 + 6 elements on 64 columns, latents of 64, values of 24."""
+
+    matrices: dict[str, kernels.Matrix]
+    vectors: dict[str, Any]
+
+    def part(self, cache: NDArray[Any], **changes: Any) -> kernels.Part:
+        return kernels.LatentAttention(**{**self.matrices, **self.vectors, "cache": cache, **changes})
+
+    def expected(
+        self, x: NDArray[np.float32], cache: NDArray[Any], slots: NDArray[np.int64], turn: dict[str, Any],
+        where: dict[str, Any], expanded: list[tuple[int, int]], context: list[NDArray[np.int64]],
+    ) -> NDArray[np.float32]:  # fmt: skip
+        """The same by kernels of their own; rows ``expanded`` see the slots ``context``."""
+        m, v, n = self.matrices, self.vectors, len(x)
+        turn = {**turn, "interleaved": v["interleaved"]}
+        first = m["q"] if v["bottleneck"] is None else v["bottleneck"][0]
+        biases = [v["bottleneck"] and v["bottleneck"][1], v["kv_a_bias"]]
+        q, entries = kernels.linear(x, [first, m["kv_a"]], norm=v["norm"], bias=biases)
+        if v["bottleneck"] is not None:
+            q = kernels.linear(q, [m["q"]], norm=v["bottleneck"][2])[0]
+        q = q.reshape(n, 3, 38)
+        kernels.rope(q, **turn, start=32)
+        kernels.rope(entries.reshape(n, 1, 70), **turn, start=64)
+        entries[:, :64] = kernels.rms_norm(np.ascontiguousarray(entries[:, :64]), *v["kv_a_norm"])
+        kernels.store_rows(cache, entries, slots)
+        q_latent = kernels.head_linear(np.ascontiguousarray(q[..., :32]), m["k_absorb"])
+        between = kernels.mla_attention(q_latent, np.ascontiguousarray(q[..., 32:]), cache, **where, scale=v["scale"])
+        attended = kernels.head_linear(between, m["v_up"])
+        for (start, stop), seen in zip(expanded, context, strict=True):
+            read = kernels.load_rows(cache, seen)
+            latents, k_rope = np.ascontiguousarray(read[:, :64]), np.ascontiguousarray(read[:, 64:])
+            attended[start:stop] = kernels.mla_prefill(
+                q[start:stop], kernels.head_linear(latents, m["k_up"]), k_rope,
+                kernels.head_linear(latents, m["v_up"]), first_position=int(where["positions"][start]),
+                scale=v["scale"],
+            )  # fmt: skip
+        return kernels.linear(attended.reshape(n, 72), [m["o"]], bias=[v["o_bias"]], add=x)[0]
+
+
+def a_latent_layer(rng: np.random.Generator, format: str, whole: bool) -> Latent:
+    """``whole``: with a bottleneck, biases, and neighbours as pairs."""
+    shapes = {"q": (114, 32 if whole else 64), "kv_a": (70, 64), "o": (64, 72)}
+    per_head = {"k_up": (32, 64), "k_absorb": (64, 32), "v_up": (24, 64)}
+    matrices = {name: published(rng, "f32" if name == "o" else format, *shape).matrix for name, shape in shapes.items()}
+    matrices |= {name: published(rng, format, *shape, 3).matrix for name, shape in per_head.items()}
+    narrow = (published(rng, format, 32, 64).matrix, normal(rng, 32), a_norm(rng, 32))
+    return Latent(matrices, {
+        "norm": a_norm(rng, 64), "bottleneck": narrow if whole else None,
+        "kv_a_bias": normal(rng, 70) if whole else None, "kv_a_norm": a_norm(rng, 64),
+        "o_bias": normal(rng, 64) if whole else None, "interleaved": whole, "scale": 0.2,
+        "absorbed_from": 1 << 40, "working_bytes": 1 << 20,
+    })  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", CACHE_TYPES)
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_cache_latents(rng: np.random.Generator, dtype: type[Any], interleaved: bool) -> None:
-    n, heads, nope, turned, latent = 4, 3, 12, 8, 20
-    q, latents = normal(rng, n, heads * (nope + turned)), normal(rng, n, latent + turned)
-    norm, turn = a_norm(rng, latent), rotation(rng, n, turned // 2)
-    slots = rng.permutation(12)[:n].astype(np.int64)
-    expected, cache = (np.zeros((3, 4, latent + turned), dtype) for _ in range(2))
-
-    expected_q, entries = q.reshape(n, heads, -1).copy(), latents.copy()
-    kernels.rope(expected_q, **turn, interleaved=interleaved, start=nope)
-    kernels.rope(entries.reshape(n, 1, -1), **turn, interleaved=interleaved, start=latent)
-    entries[:, :latent] = kernels.rms_norm(np.ascontiguousarray(entries[:, :latent]), *norm)
-    kernels.store_rows(expected, entries, slots)
-
-    kernels.cache_latents(
-        q, latents, cache, slots=slots, **turn, interleaved=interleaved, head_dim=nope + turned, norm=norm
-    )
-    np.testing.assert_array_equal(q, expected_q.reshape(n, -1))
-    np.testing.assert_array_equal(cache, expected)
-
-
-@pytest.mark.parametrize("format", ["f32", "bf16", "q8_0"])
-@pytest.mark.parametrize("n", [0, 1, 7])
-def test_mla_decode(isa: str, rng: np.random.Generator, format: str, n: int) -> None:
-    heads, nope, latent, turned, value = 3, 32, 64, 6, 24
-    k_absorb = published(rng, format, latent, nope, heads).matrix
-    v_up = published(rng, format, value, latent, heads).matrix
-    pages = Pages.shuffled(rng, (70, 5), 16)
-    cache = pages.cache(np.uint16, [normal(rng, length, latent + turned) for length in pages.lengths])
-    seq_ids = rng.integers(0, 2, n).astype(np.int32)
+@pytest.mark.parametrize("format", ["f32", "q8_0"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_latent_attention(isa: str, rng: np.random.Generator, dtype: type[Any], format: str, whole: bool) -> None:
+    """Answers, a prompt, and a prompt that is absorbed from a position on, in one step; and no row at all."""
+    layer = a_latent_layer(rng, format, whole)
+    pages = Pages.shuffled(rng, (70, 5, 9), 4)
+    before = pages.cache(dtype, [normal(rng, length, 70) for length in pages.lengths])
+    rows = [(0, 68), (1, 2), (1, 3), (1, 4), (0, 69), *((2, p) for p in range(4, 9))]
     where = {
         "block_tables": pages.block_tables,
-        "seq_ids": seq_ids,
-        "positions": np.array([rng.integers(0, pages.lengths[s]) for s in seq_ids], np.int32),
-        "scale": 0.1,
+        "seq_ids": np.array([seq for seq, _ in rows], np.int32),
+        "positions": np.array([position for _, position in rows], np.int32),
     }
-    q = normal(rng, n, heads, nope + turned)
-    q_latent = kernels.head_linear(np.ascontiguousarray(q[..., :nope]), k_absorb)
-    attended = kernels.mla_attention(q_latent, np.ascontiguousarray(q[..., nope:]), cache, **where)
-    expected = kernels.head_linear(attended, v_up)
-    np.testing.assert_array_equal(kernels.mla_decode(q, k_absorb, v_up, cache, **where), expected)
+    slots = np.array([pages.slots(seq)[position] for seq, position in rows], np.int64)
+    x, turn = normal(rng, len(rows), 64), rotation(rng, len(rows), 3)
+    step = {"slots": slots, **turn, **where, "prompts": np.array([(1, 4), (5, 10)], np.int32)}
+    for absorbed_from, expanded in ((1 << 40, [(1, 4), (5, 10)]), (6, [(1, 4), (5, 7)]), (3, [(1, 2)]), (0, [])):
+        right, cache = before.copy(), before.copy()
+        context = [pages.slots(rows[start][0])[: rows[stop - 1][1] + 1] for start, stop in expanded]
+        expected = layer.expected(x, right, slots, turn, where, expanded, context)
+        for working_bytes in (1 << 20, 1):
+            part = layer.part(cache, absorbed_from=absorbed_from, working_bytes=working_bytes)
+            np.testing.assert_array_equal(kernels.run_parts([part], x, **step), expected)
+            np.testing.assert_array_equal(cache, right)
+    nothing = {name: value if name == "block_tables" else value[:0] for name, value in step.items()}
+    assert kernels.run_parts([part], x[:0], **nothing).shape == (0, 64)
 
 
 def test_what_does_not_fit_is_refused(rng: np.random.Generator) -> None:
@@ -227,18 +278,6 @@ def test_what_does_not_fit_is_refused(rng: np.random.Generator) -> None:
     x = normal(rng, 2, 4)
     with pytest.raises(KernelArgumentError, match=r"\[linear\] norm must be float32 \[4\]"):
         kernels.linear(x, [w], norm=(np.ones(3, np.float32), EPS))
-    cache, slots = np.zeros((1, 4, 1, 4), np.float32), np.array([0, 4])
-    turn = rotation(rng, 2, 2)
-    with pytest.raises(KernelArgumentError, match=r"\[cache_latents\] the cache must hold latents"):
-        kernels.cache_latents(
-            x.copy(), x.copy(), cache[:, :, 0], slots=slots % 4, **turn, interleaved=True, head_dim=4,
-            norm=(np.ones(4, np.float32), EPS),
-        )  # fmt: skip
-    with pytest.raises(KernelArgumentError, match=r"\[mla_decode\] cache must hold at least"):
-        kernels.mla_decode(
-            x.reshape(2, 1, 4), w, w, np.zeros((1, 4, 6), np.float32), block_tables=np.zeros((1, 1), np.int32),
-            seq_ids=np.zeros(2, np.int32), positions=np.zeros(2, np.int32), scale=1.0,
-        )  # fmt: skip
 
 
 def test_layers_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
@@ -282,3 +321,67 @@ def test_layers_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
     gate, down = weights[0], published(rng, "f32", 64, 80).matrix
     with pytest.raises(KernelArgumentError, match=r"\[GatedNetwork\] down must be"):
         kernels.GatedNetwork(gate, gate, down, norm=a_norm(rng, 64))
+
+
+def test_latent_layers_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
+    layer = a_latent_layer(rng, "f32", True)
+    cache, x = np.zeros((2, 4, 70), np.float32), normal(rng, 3, 64)
+    read_only = cache.copy()
+    read_only.flags.writeable = False
+    q_a, bias, norm = layer.vectors["bottleneck"]
+    for wrong, message in (
+        ({"cache": np.zeros((2, 4, 63), np.float32)}, "cache must hold at least the 64 elements"),
+        ({"cache": np.zeros((2, 4, 71), np.float32)}, "kv_a must be"),
+        ({"cache": read_only}, "cache must not be read-only"),
+        ({"k_up": layer.matrices["k_absorb"]}, "k_up must be"),
+        ({"v_up": layer.matrices["k_absorb"]}, "v_up must be"),
+        ({"o": layer.matrices["q"]}, "o must be"),
+        ({"bottleneck": None}, "q must be"),
+        ({"bottleneck": (layer.matrices["o"], bias, norm)}, "q_a must be"),
+        ({"bottleneck": (q_a, normal(rng, 31), norm)}, r"q_a_bias must be float32 \[32\]"),
+        ({"o_bias": normal(rng, 63)}, r"o_bias must be float32 \[64\]"),
+        ({"kv_a_norm": a_norm(rng, 63)}, "norm must be"),
+        ({"absorbed_from": -1}, "absorbed_from must be at least 0"),
+        ({"working_bytes": 0}, "working_bytes must be above 0"),
+    ):
+        with pytest.raises(KernelArgumentError, match=rf"\[LatentAttention\] {message}"):
+            layer.part(**{"cache": cache, **wrong})
+    part = layer.part(cache)
+    step = {
+        **no_cache(3), **rotation(rng, 3, 3), "block_tables": np.array([[0, 1]], np.int32),
+        "positions": np.arange(3, dtype=np.int32), "prompts": np.array([(0, 3)], np.int32),
+    }  # fmt: skip
+    for wrong, message in (
+        ({"slots": np.arange(3) + 6}, r"slots\[2\] is 8"),
+        ({"positions": np.arange(3, dtype=np.int32) + 6}, r"positions\[2\] is 8"),
+        (rotation(rng, 3, 2), r"cos must be float32 \[3, 3\]"),
+        ({"prompts": np.array([(0, 4)], np.int32)}, r"prompts\[0\] must be rows behind row 0 of 3, not 0 to 4"),
+        ({"prompts": np.array([(2, 2)], np.int32)}, r"prompts\[0\] must be rows"),
+        ({"prompts": np.array([(1, 3), (0, 1)], np.int32)}, r"prompts\[1\] must be rows behind row 3"),
+        ({"prompts": np.array([-1, 2], np.int32)}, "prompts must be"),
+        ({"positions": np.array([0, 1, 3], np.int32)}, r"prompts\[0\] must be consecutive .* row 2 is not"),
+    ):
+        with pytest.raises(KernelArgumentError, match=rf"\[LatentAttention\] {message}"):
+            kernels.run_parts([part], x, **{**step, **wrong})
+    assert not cache.any()
+    kernels.run_parts([part], x, **step)
+    assert cache.any()
+
+
+def test_experts_that_do_not_fit_are_refused(rng: np.random.Generator) -> None:
+    (router, gate, up, down), shared = some_experts(rng)
+    good: dict[str, Any] = {
+        "router": router, "gate": gate, "up": up, "down": down, "shared": shared, "norm": a_norm(rng, 64), **ROUTING,
+    }  # fmt: skip
+    kernels.RoutedNetwork(**good)
+    for wrong, message in (
+        ({"router": down}, "router must be"),
+        ({"down": gate}, "down must be"),
+        ({"shared": (*shared[:2], shared[0])}, "down must be"),
+        ({"bias": normal(rng, 4)}, r"bias must be float32 \[5\]"),
+        ({"norm": a_norm(rng, 63)}, "norm must be"),
+        ({"top_k": 6}, "top_k must be from 1 to 5"),
+        ({"scoring": "tanh"}, "scoring must be"),
+    ):
+        with pytest.raises(KernelArgumentError, match=rf"\[RoutedNetwork\] {message}"):
+            kernels.RoutedNetwork(**{**good, **wrong})

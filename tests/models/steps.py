@@ -48,13 +48,13 @@ class Steps:
             {name: np.full((len(order), block_size, *shape), poison, dtype) for name, shape in layer.items()}
             for layer in model.cache_layout()
         ]
-        self.calls = model.bind(self.cache)
+        self.parts = model.bind(self.cache)
 
     def step(self, pieces: Sequence[Piece]) -> Array:
         """Logits of every row, pieces in order."""
         batch = self._batch(pieces)
         batch.check_integrity()
-        return self.model.forward(batch, self.calls)
+        return self.model.forward(batch, self.parts)
 
     def _batch(self, pieces: Sequence[Piece]) -> Batch:
         segments, row = [], 0

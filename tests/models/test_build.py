@@ -99,10 +99,8 @@ def test_a_batch_knows_its_roles_and_contexts() -> None:
     sound = batch()
     sound.check_integrity()
     assert [segment.context for segment in sound.segments] == [6, 7, 2]
-    assert [segment.start for segment in sound.prompt_segments] == [0, 3]
-    assert sound.prompts_before(5) == [Segment(0, 1, 0, 4, True), Segment(3, 5, 1, 0, True)]
-    assert sound.prompts_before(1) == [Segment(3, 4, 1, 0, True)]
-    assert sound.context_slots(sound.segments[1], block_size=4).tolist() == [8, 9, 10, 11, 4, 5, 6]
+    assert sound.prompts.tolist() == [[0, 2], [3, 5]]
+    assert batch(segments=(Segment(0, 5, 0, 4, False),)).prompts.shape == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from finback import kernels
 from finback.models import Model, deepseek
-from finback.models.deepseek import LatentAttention
 from tests.models.files import load, write_folder
 from tests.models.steps import Piece, Steps, full, in_chunks, run
 from tests.vectors.models.tiny import TINY, prompt_tokens
@@ -80,19 +78,12 @@ def test_a_long_context_is_expanded_a_few_heads_at_a_time_with_the_same_bits(nam
     at_once = run(model, in_chunks(tokens, 20, prompt=True))
     for heads in (1, 3):
         head_bytes = 4 * 40 * (model.config.qk_nope_head_dim + model.config.v_head_dim)
-        layers = [replace(layer, attention=_bounded(layer.attention, heads * head_bytes)) for layer in model.layers]
+        layers = [
+            replace(layer, attention=replace(layer.attention, working_bytes=heads * head_bytes))
+            for layer in model.layers
+        ]
         grouped = run(replace(model, layers=layers), in_chunks(tokens, 20, prompt=True))
         np.testing.assert_array_equal(grouped, at_once)
-
-
-def _bounded(attention: Any, working_bytes: int) -> LatentAttention:
-    bounded: LatentAttention = replace(attention, working_bytes=working_bytes)
-    groups = list(bounded._head_groups(40))
-    assert len(groups) > 1
-    assert [head for group in groups for head in range(group.start, group.stop)] == list(
-        range(bounded.config.num_attention_heads)
-    )
-    return bounded
 
 
 def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:
@@ -102,7 +93,7 @@ def test_no_logits_are_computed_where_none_are_wanted(tmp_path: Path) -> None:
     for wanted in ([], [2], [0, 2]):
         rows = np.array(wanted, np.int64)
         asked = type(batch)(**{name: getattr(batch, name) for name in batch.__slots__} | {"logit_rows": rows})
-        assert model.forward(asked, steps.calls).shape == (len(wanted), model.config.vocab_size)
+        assert model.forward(asked, steps.parts).shape == (len(wanted), model.config.vocab_size)
 
 
 def test_the_cache_holds_one_latent_and_one_rotary_key_per_token(tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ class Runner:
     def __init__(self, model: Model, plan: CachePlan) -> None:
         self.model = model
         self._cache = _allocate(model, plan)
-        self._calls = model.bind(self._cache)
+        self._parts = model.bind(self._cache)
 
     def run(self, plan: Sequence[Work], *, every_row: bool = False) -> NDArray[np.float32]:
         """Logits of the rows after which a token is chosen, in order; of every row if asked."""
         batch = build_batch(plan, every_row=every_row)
-        return self.model.forward(batch, self._calls)
+        return self.model.forward(batch, self._parts)
 
     def touch(self, num_bytes: int) -> None:
         """Have the system find memory for the first blocks now: a request that fills many at once would wait for it."""

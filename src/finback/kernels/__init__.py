@@ -2,7 +2,7 @@
 
 Every kernel obeys rule R1 (a row's result depends on that row alone: not on its neighbours in the call, the
 number of threads, or the chunking). It has a NumPy twin of the same name in
-:mod:`finback.kernels.reference`, or gives bit for bit what the kernels that it joins give.
+:mod:`finback.kernels.reference`; parts of layers give bit for bit what the kernels that they join give.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ from finback._native import (
 from finback.errors import ConfigError
 from finback.kernels.attention import (
     attention,
-    cache_latents,
     latents_on_tiles,
     load_rows,
     mla_attention,
-    mla_decode,
     mla_prefill,
     store_rows,
 )
 from finback.kernels.norm_rope import rms_norm, rope
-from finback.kernels.parts import GatedNetwork, GroupedAttention, Part, run_parts
-from finback.kernels.products import Norm, head_linear, linear, mlp, moe, routed_moe
+from finback.kernels.parts import GatedNetwork, GroupedAttention, LatentAttention, Part, RoutedNetwork, run_parts
+from finback.kernels.products import Norm, head_linear, linear, mlp, moe
 from finback.kernels.sample import logprob_of, route, sample, top_logprobs
 from finback.kernels.weights import Matrix, bring_in, pack, packed_bytes, quantize, take_rows, unpack
 
 __all__ = [
     "GatedNetwork",
     "GroupedAttention",
+    "LatentAttention",
     "Matrix",
     "Norm",
     "Part",
+    "RoutedNetwork",
     "attention",
     "available_isas",
     "bring_in",
-    "cache_latents",
     "head_linear",
     "int8_rate",
     "isa",
@@ -55,7 +54,6 @@ __all__ = [
     "load_rows",
     "logprob_of",
     "mla_attention",
-    "mla_decode",
     "mla_prefill",
     "mlp",
     "moe",
@@ -66,7 +64,6 @@ __all__ = [
     "rms_norm",
     "rope",
     "route",
-    "routed_moe",
     "run_parts",
     "sample",
     "select_isa",

@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finback import _native
-from finback._native import Matrix
-from finback.kernels.products import Norm
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -87,48 +85,6 @@ def latents_on_tiles(cache: NDArray[Any], latent: int) -> bool:
     prompt tokens behind a long context, too.
     """
     return _native.latents_on_tiles(cache, latent)
-
-
-def mla_decode(
-    q: Floats,
-    k_absorb: Matrix,
-    v_up: Matrix,
-    cache: NDArray[Any],
-    *,
-    block_tables: Ints,
-    seq_ids: Ints,
-    positions: Ints,
-    scale: float,
-) -> Floats:
-    """:func:`mla_attention` from queries to head outputs: mapped into latent space, attended, expanded to values.
-
-    q [n, H, dn + R]; k_absorb [H, L, dn], v_up [H, dv, L] as experts of a weight. Returns float32 [n, H, dv].
-    """
-    return _native.mla_decode(
-        q, k_absorb, v_up, cache, block_tables=block_tables, seq_ids=seq_ids, positions=positions, scale=scale
-    )
-
-
-def cache_latents(
-    q: Floats,
-    latents: Floats,
-    cache: NDArray[Any],
-    *,
-    slots: NDArray[np.int64],
-    cos: Floats,
-    sin: Floats,
-    interleaved: bool,
-    head_dim: int,
-    norm: Norm,
-) -> None:
-    """What MLA does with fresh queries and latents: the last ``r`` elements of each head of q and of each latent are
-    rotated in place, what is before them in the latent is normalised, and latents go to their slots.
-
-    q float32 [n, H * head_dim]; latents [n, L + r]; cos and sin [n, r/2]; the weight of ``norm`` [L].
-    """
-    _native.cache_latents(
-        q, latents, cache, slots=slots, cos=cos, sin=sin, interleaved=interleaved, head_dim=head_dim, norm=norm
-    )
 
 
 def store_rows(cache: NDArray[Any], values: Floats, slots: NDArray[np.int64]) -> None:

@@ -8,7 +8,7 @@ says where its earlier ones are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,20 +49,10 @@ class Batch:
         return len(self.tokens)
 
     @property
-    def prompt_segments(self) -> tuple[Segment, ...]:
-        """The segments whose tokens came from the caller."""
-        return tuple(segment for segment in self.segments if segment.prompt)
-
-    def prompts_before(self, position: int) -> list[Segment]:
-        """The prompts' segments, as far as they stand before ``position`` of their sequence."""
-        near = (segment for segment in self.prompt_segments if segment.first_position < position)
-        return [replace(s, stop=min(s.stop, s.start + position - s.first_position)) for s in near]
-
-    def context_slots(self, segment: Segment, block_size: int) -> NDArray[np.int64]:
-        """Slots of every position that the segment sees, from position 0 on."""
-        positions = np.arange(segment.context)
-        blocks: NDArray[np.int64] = self.block_tables[segment.seq, positions // block_size].astype(np.int64)
-        return blocks * block_size + positions % block_size
+    def prompts(self) -> NDArray[np.int32]:
+        """First row and end of each segment whose tokens came from the caller: [prompts, 2]."""
+        bounds = [(segment.start, segment.stop) for segment in self.segments if segment.prompt]
+        return np.array(bounds, np.int32).reshape(-1, 2)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless the segments cover the rows in order and agree with the row arrays."""

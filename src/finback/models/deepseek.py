@@ -11,31 +11,21 @@ position alone, never on what else is in the batch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TypeAlias
 
 from finback import kernels
-from finback.kernels import Matrix, Norm
-from finback.models.batch import Batch, Segment
-from finback.models.layers import Array, Call, FeedForward, Fields, Layer, LayerCache, Model, Step, mlp, model, moe
+from finback.kernels import Matrix, Norm, Part
+from finback.models.layers import Array, FeedForward, Fields, Layer, LayerCache, Model, mlp, model, moe
 from finback.models.rope import rotary
 from finback.weights.config import ModelConfig
 
 # The published models normalise the low-rank projections with this constant, whatever rms_norm_eps says.
 LATENT_NORM_EPS = 1e-6
+# Queries pass through a narrow projection with a bias and a norm (V2 and V3; V2-Lite has none).
+Bottleneck: TypeAlias = tuple[Matrix, Array | None, Norm]
+
 ABSORBED_FROM = 1024  # a prompt's position, on tile registers: about where both forms cost the same for 512 tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Bottleneck:
-    """Queries pass through a narrow, normalised projection (V2 and V3; V2-Lite has none)."""
-
-    q_a: Matrix
-    bias: Array | None
-    norm: Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +34,7 @@ class LatentAttention:
 
     config: ModelConfig
     bottleneck: Bottleneck | None
-    q: Matrix  # hidden state, or bottleneck -> queries
+    q: Matrix  # hidden, or what passed the bottleneck -> queries
     kv_a: Matrix  # hidden -> [latent | rotary key]
     kv_a_bias: Array | None
     kv_a_norm: Norm
@@ -56,101 +46,29 @@ class LatentAttention:
     scale: float
     working_bytes: int = 256 << 20  # of keys and values, or of queries in latent space and what they attend to
 
-    def bind(self, norm: Norm, cache: LayerCache) -> Call:
+    def bind(self, norm: Norm, cache: LayerCache) -> Part:
         on_tiles = kernels.latents_on_tiles(cache["latent"], self.config.kv_lora_rank)
-        absorbed_from = ABSORBED_FROM if on_tiles else sys.maxsize
-        return lambda x, step: self._add_to(x, norm, step, cache, absorbed_from)
-
-    def _add_to(self, x: Array, norm: Norm, step: Step, cache: LayerCache, absorbed_from: int) -> Array:
-        c, n, batch = self.config, len(x), step.batch
-        q, latents = self._from_hidden(x, norm)
-        cos, sin = step.rope
-        kernels.cache_latents(
-            q,
-            latents,
-            cache["latent"],
-            slots=batch.slots,
-            cos=cos,
-            sin=sin,
-            interleaved=c.rope_interleaved,
-            head_dim=c.qk_head_dim,
-            norm=self.kv_a_norm,
+        return kernels.LatentAttention(
+            q=self.q,
+            kv_a=self.kv_a,
+            k_up=self.k_up,
+            k_absorb=self.k_absorb,
+            v_up=self.v_up,
+            o=self.o,
+            cache=cache["latent"],
+            norm=norm,
+            bottleneck=self.bottleneck,
+            kv_a_bias=self.kv_a_bias,
+            kv_a_norm=self.kv_a_norm,
+            o_bias=self.o_bias,
+            interleaved=self.config.rope_interleaved,
+            scale=self.scale,
+            absorbed_from=ABSORBED_FROM if on_tiles else sys.maxsize,
+            working_bytes=self.working_bytes,
         )
-        context = self._attend(q.reshape(n, c.num_attention_heads, -1), batch, cache, absorbed_from)
-        return kernels.linear(context.reshape(n, -1), [self.o], bias=[self.o_bias], add=x)[0]
-
-    def _attend(self, q: Array, batch: Batch, cache: LayerCache, absorbed_from: int) -> Array:
-        expanded = batch.prompts_before(absorbed_from)
-        if not expanded:
-            return self._absorbed(q, batch.seq_ids, batch.positions, batch, cache)
-        context = np.empty((*q.shape[:2], self.config.v_head_dim), np.float32)
-        others = np.ones(len(q), bool)
-        for segment in expanded:
-            rows = slice(segment.start, segment.stop)
-            self._expanded(q, segment, batch, cache, context[rows])
-            others[rows] = False
-        if others.any():
-            context[others] = self._absorbed(q[others], batch.seq_ids[others], batch.positions[others], batch, cache)
-        return context
-
-    def _from_hidden(self, x: Array, norm: Norm) -> tuple[Array, Array]:
-        if self.bottleneck is None:
-            q, latents = kernels.linear(x, [self.q, self.kv_a], norm=norm, bias=[None, self.kv_a_bias])
-            return q, latents
-        narrow = self.bottleneck
-        q_a, latents = kernels.linear(x, [narrow.q_a, self.kv_a], norm=norm, bias=[narrow.bias, self.kv_a_bias])
-        return kernels.linear(q_a, [self.q], norm=narrow.norm)[0], latents
-
-    def _expanded(self, q: Array, segment: Segment, batch: Batch, cache: LayerCache, out: Array) -> None:
-        # The segment's own latents are read back too: attention sees what the cache holds, at its precision.
-        slots = batch.context_slots(segment, cache["latent"].shape[1])
-        entries, rank = kernels.load_rows(cache["latent"], slots), self.config.kv_lora_rank
-        latents, k_rope = np.ascontiguousarray(entries[:, :rank]), np.ascontiguousarray(entries[:, rank:])
-        for heads in self._head_groups(segment.context):
-            out[:, heads] = kernels.mla_prefill(
-                np.ascontiguousarray(q[segment.start : segment.stop, heads]),
-                kernels.head_linear(latents, _of_heads(self.k_up, heads)),
-                k_rope,
-                kernels.head_linear(latents, _of_heads(self.v_up, heads)),
-                first_position=segment.first_position,
-                scale=self.scale,
-            )
-
-    def _head_groups(self, context: int) -> Iterator[slice]:
-        """All heads at once, or as many as may be expanded over a long context."""
-        head_bytes = 4 * context * (self.config.qk_nope_head_dim + self.config.v_head_dim)
-        step, heads = max(self.working_bytes // head_bytes, 1), self.config.num_attention_heads
-        return (slice(first, min(first + step, heads)) for first in range(0, heads, step))
-
-    def _absorbed(
-        self, q: Array, seq_ids: NDArray[np.int32], positions: NDArray[np.int32], batch: Batch, cache: LayerCache
-    ) -> Array:
-        config = self.config
-        most = max(self.working_bytes // (8 * config.num_attention_heads * config.kv_lora_rank), 1)
-        parts = [
-            kernels.mla_decode(
-                q[first : first + most],
-                self.k_absorb,
-                self.v_up,
-                cache["latent"],
-                block_tables=batch.block_tables,
-                seq_ids=seq_ids[first : first + most],
-                positions=positions[first : first + most],
-                scale=self.scale,
-            )
-            for first in range(0, len(q), most)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"latent": (self.config.kv_lora_rank + self.config.qk_rope_head_dim,)}
-
-
-def _of_heads(per_head: Matrix, heads: slice) -> Matrix:
-    """Some heads of a per-head matrix: a view."""
-    size = per_head.nbytes // per_head.experts
-    data = per_head.data[heads.start * size : heads.stop * size]
-    return Matrix(per_head.format, per_head.rows, per_head.cols, data, heads.stop - heads.start)
 
 
 def build(config: ModelConfig, fields: Fields) -> Model:
@@ -200,8 +118,5 @@ def _bottleneck(fields: Fields, config: ModelConfig) -> Bottleneck | None:
     rank = config.q_lora_rank
     if rank is None:
         return None
-    return Bottleneck(
-        q_a=fields.matrix("q_a", rank, config.hidden_size),
-        bias=fields.optional_vector("q_a_bias", rank),
-        norm=(fields.vector("q_a_norm", rank), LATENT_NORM_EPS),
-    )
+    norm = (fields.vector("q_a_norm", rank), LATENT_NORM_EPS)
+    return fields.matrix("q_a", rank, config.hidden_size), fields.optional_vector("q_a_bias", rank), norm

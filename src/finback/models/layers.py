@@ -1,14 +1,13 @@
 """What the families share: the decoder loop, both kinds of feed-forward layer, typed access to bound weights.
 
-A layer has two parts, attention and feed-forward. Each returns the residual stream ``x`` (float32 [rows, hidden])
-with its own part added, so that kernels can add in their last pass. Every row is computed from that row alone; all
-that rows of a sequence share is the cache. Parts are bound to the cache before the first step: what is one kernel
-call becomes a native part, and native parts that follow each other run in one call.
+A layer has two parts, attention and feed-forward. Each adds to the residual stream ``x`` (float32 [rows, hidden]).
+Every row is computed from that row alone; all that rows of a sequence share is the cache. Parts are bound to their
+weights and the cache before the first step, and a step runs them all in one native call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -19,29 +18,17 @@ from finback import kernels
 from finback.errors import MissingTensor, ShapeMismatch
 from finback.kernels import Matrix, Norm, Part
 from finback.models.batch import Batch
-from finback.models.rope import Rotary, Tables
+from finback.models.rope import Rotary
 from finback.weights.config import ModelConfig, MoeConfig
 
 Array: TypeAlias = NDArray[np.float32]
 LayerCache: TypeAlias = Mapping[str, NDArray[np.generic]]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What all layers of one step share."""
-
-    batch: Batch
-    rope: Tables  # of the batch's positions
-
-
-# A bound part that takes several kernel calls: ``x`` with the part added.
-Call: TypeAlias = Callable[[Array, Step], Array]
-
-
 class Attention(Protocol):
     """One layer's attention over the cache."""
 
-    def bind(self, norm: Norm, cache: LayerCache) -> Part | Call:
+    def bind(self, norm: Norm, cache: LayerCache) -> Part:
         """``x`` plus attention of its normalised rows, whose keys and values go to the cache first."""
 
     def cache_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -51,7 +38,7 @@ class Attention(Protocol):
 class FeedForward(Protocol):
     """One layer's feed-forward part."""
 
-    def bind(self, norm: Norm) -> Part | Call:
+    def bind(self, norm: Norm) -> Part:
         """``x`` plus the feed-forward of its normalised rows."""
 
 
@@ -79,20 +66,15 @@ class Moe:
     down: Matrix
     shared: tuple[Matrix, Matrix, Matrix] | None
 
-    def bind(self, norm: Norm) -> Call:
-        return lambda x, _: self._add_to(x, norm)
-
-    def _add_to(self, x: Array, norm: Norm) -> Array:
+    def bind(self, norm: Norm) -> Part:
         c = self.config
-        return kernels.routed_moe(
-            x,
+        return kernels.RoutedNetwork(
             self.router,
             self.gate,
             self.up,
             self.down,
             shared=self.shared,
             norm=norm,
-            add=x,
             bias=self.router_bias,
             scoring=c.scoring_func,
             top_k=c.num_experts_per_tok,
@@ -113,7 +95,7 @@ class Layer:
     mlp_norm: Norm
     feed_forward: FeedForward
 
-    def bind(self, cache: LayerCache) -> tuple[Part | Call, Part | Call]:
+    def bind(self, cache: LayerCache) -> tuple[Part, Part]:
         """Both parts, in order."""
         return self.attention.bind(self.attn_norm, cache), self.feed_forward.bind(self.mlp_norm)
 
@@ -133,59 +115,34 @@ class Model:
         """Per layer: the arrays that the cache needs, by name, with the shape of one token's entry."""
         return [layer.attention.cache_shapes() for layer in self.layers]
 
-    def bind(self, cache: Sequence[LayerCache]) -> list[Call]:
+    def bind(self, cache: Sequence[LayerCache]) -> list[Part]:
         """The layers over this cache, for :meth:`forward`."""
         layers = zip(self.layers, cache, strict=True)
-        return _chained(part for layer, layer_cache in layers for part in layer.bind(layer_cache))
+        return [part for layer, layer_cache in layers for part in layer.bind(layer_cache)]
 
-    def forward(self, batch: Batch, calls: Sequence[Call]) -> Array:
+    def forward(self, batch: Batch, parts: Sequence[Part]) -> Array:
         """Run one step: fill the cache at the batch's slots, return logits [m, vocab] of its logit rows.
 
-        ``calls`` come from :meth:`bind`.
+        ``parts`` come from :meth:`bind`.
         """
-        step = Step(batch, self.rotary.tables(batch.positions))
-        x = kernels.take_rows(self.embed, batch.tokens)
-        for call in calls:
-            x = call(x, step)
-        return self._logits(x[batch.logit_rows])
-
-    def _logits(self, x: Array) -> Array:
-        if not len(x):
-            return np.empty((0, self.config.vocab_size), np.float32)
-        return kernels.linear(x, [self.head], norm=self.norm)[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """Native parts that follow each other: one call."""
-
-    parts: list[Part]
-
-    def __call__(self, x: Array, step: Step) -> Array:
-        batch = step.batch
-        cos, sin = step.rope
-        return kernels.run_parts(
-            self.parts,
-            x,
+        cos, sin = self.rotary.tables(batch.positions)
+        x = kernels.run_parts(
+            parts,
+            kernels.take_rows(self.embed, batch.tokens),
             slots=batch.slots,
             cos=cos,
             sin=sin,
             block_tables=batch.block_tables,
             seq_ids=batch.seq_ids,
             positions=batch.positions,
+            prompts=batch.prompts,
         )
+        return self._logits(x[batch.logit_rows])
 
-
-def _chained(parts: Iterable[Part | Call]) -> list[Call]:
-    calls: list[Call] = []
-    for part in parts:
-        if not isinstance(part, Part):
-            calls.append(part)
-        elif calls and isinstance(calls[-1], _Chain):
-            calls[-1].parts.append(part)
-        else:
-            calls.append(_Chain([part]))
-    return calls
+    def _logits(self, x: Array) -> Array:
+        if not len(x):
+            return np.empty((0, self.config.vocab_size), np.float32)
+        return kernels.linear(x, [self.head], norm=self.norm)[0]
 
 
 class Fields:

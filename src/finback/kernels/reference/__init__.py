@@ -16,7 +16,7 @@ from finback.kernels.reference.attention import (
     store_rows,
     top_logprobs,
 )
-from finback.kernels.reference.weights import head_linear, linear, mlp, moe, quantize_activations, routed_moe
+from finback.kernels.reference.weights import head_linear, linear, mlp, moe, quantize_activations
 
 __all__ = [
     "attention",
@@ -32,7 +32,6 @@ __all__ = [
     "rms_norm",
     "rope",
     "route",
-    "routed_moe",
     "sample",
     "store_rows",
     "top_logprobs",

@@ -8,13 +8,12 @@ against files that others wrote.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finback.kernels.products import Norm
-from finback.kernels.reference.attention import rms_norm, route
+from finback.kernels.reference.attention import rms_norm
 from finback.kernels.weights import Matrix, unpack
 
 Floats = NDArray[np.float32]
@@ -106,20 +105,3 @@ def moe(
     if shared is not None and len(x):
         y += _gated(x, *shared)
     return y.astype(np.float32)
-
-
-def routed_moe(
-    x: Floats,
-    router: Matrix,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
-    *,
-    shared: tuple[Matrix, Matrix, Matrix] | None = None,
-    norm: Norm | None = None,
-    add: Floats | None = None,
-    **routing: Any,
-) -> Floats:
-    """Twin of finback.kernels.routed_moe."""
-    ids, weights = route(linear(x, [router], norm=norm)[0], **routing)
-    return moe(x, ids, weights, gate, up, down, shared=shared, norm=norm, add=add)
