@@ -102,6 +102,7 @@ def measure(builds: list[str], task: Task) -> list[list[float]]:
     for build in builds:
         here, there = context.Pipe()
         context.Process(target=run_turns, args=(build, task, there), daemon=True).start()
+        there.close()  # theirs alone: a build that does not load ends this run, too
         ours.append(here)
         here.recv()
     seconds: list[list[float]] = [[] for _ in builds]
