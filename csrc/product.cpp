@@ -17,6 +17,7 @@ constexpr size_t kIntegerPanelCols = 512;  // 16 groups: two row blocks unpack t
 constexpr size_t kWordPanelCols = 256;     // two row blocks as words take 9 KiB, a block of tokens 64
 constexpr size_t kFloatPanelCols = 128;    // two row blocks unpack to 8 KiB; also what f8_e4m3 scales together
 constexpr size_t kStreamedTokens = kTileTokens == 8 ? 16 : 4;  // unpacking twice costs less than a panel
+constexpr int kNarrowTile = kTileTokens == 8 ? 6 : 4;          // five or six tokens need no tile of eight
 
 // Whether some streams of weights are asked for into the first-level cache: four and eight are read only by processors
 // that have room to wait there (streams.h).
@@ -325,6 +326,9 @@ void stream(const Job& job, size_t first, size_t end, size_t begin, size_t count
             return stream_tokens<F, 3>(job, first, end, begin, count);
         case 4:
             return stream_tokens<F, 4>(job, first, end, begin, count);
+        case 5:
+        case 6:
+            return stream_tokens<F, kNarrowTile>(job, first, end, begin, count);
         default:
             return stream_tokens<F, kTileTokens>(job, first, end, begin, count);
     }
@@ -507,6 +511,8 @@ void multiply_panel(const Panel<F>& panel, const Job& job, size_t begin, size_t 
             tile(std::integral_constant<int, 2>{}, t);
         else if (count - t <= 4)
             tile(std::integral_constant<int, 4>{}, t);
+        else if (count - t <= 6)
+            tile(std::integral_constant<int, kNarrowTile>{}, t);
         else
             tile(std::integral_constant<int, kTileTokens>{}, t);
     }

@@ -330,8 +330,9 @@ def test_latent_layers_that_do_not_fit_are_refused(rng: np.random.Generator) -> 
     read_only.flags.writeable = False
     q_a, bias, norm = layer.vectors["bottleneck"]
     for wrong, message in (
-        ({"cache": np.zeros((2, 4, 63), np.float32)}, "cache must hold at least the 64 elements"),
-        ({"cache": np.zeros((2, 4, 71), np.float32)}, "kv_a must be"),
+        ({"cache": np.zeros((2, 4, 63), np.float32)}, "cache must hold a latent of 64 elements and pairs"),
+        ({"cache": np.zeros((2, 4, 71), np.float32)}, "cache must hold a latent of 64 elements and pairs"),
+        ({"cache": np.zeros((2, 4, 72), np.float32)}, "kv_a must be"),
         ({"cache": read_only}, "cache must not be read-only"),
         ({"k_up": layer.matrices["k_absorb"]}, "k_up must be"),
         ({"v_up": layer.matrices["k_absorb"]}, "v_up must be"),

@@ -1,4 +1,4 @@
-// Attention parts of decoder layers: grouped-query and latent attention, each from the residual stream and back.
+// Bindings of attention as parts of decoder layers: grouped-query and latent, each from the residual stream and back.
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/tuple.h>
 
@@ -160,8 +160,8 @@ public:
         require_writable(kName, "cache", cache_array_);
         cache_ = cache_of(kName, "cache", cache_array_);
         rope_ = cache_.width - latent_;
-        require(rope_ >= 0, kName, "cache must hold at least the ", latent_, " elements of a latent per position, not ",
-                cache_.width);
+        require(rope_ >= 0 && rope_ % 2 == 0, kName, "cache must hold a latent of ", latent_,
+                " elements and pairs of rotated ones per position, not ", cache_.width);
         require_matrix(k_up_, kName, "k_up", k_absorb_.experts, k_absorb_.cols, k_absorb_.rows);
         require_matrix(v_up_, kName, "v_up", k_absorb_.experts, v_up_.rows, k_absorb_.rows);
         require_matrix(kv_a_, kName, "kv_a", 1, static_cast<size_t>(cache_.width), kv_a_.cols);
