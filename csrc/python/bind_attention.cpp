@@ -46,17 +46,10 @@ nb::object mla_attention(const InputArray& q_latent, const InputArray& q_rope, c
     require(heads > 0 && latent > 0, op, "q_latent must have heads and a last axis above 0, not ", describe(q_latent));
     require(latents.width == latent + rope, op, "cache must hold ", latent, " + ", rope, " elements per position, not ",
             latents.width);
-    MlaCall call{};
+    MlaCall call =
+        latents_over(latents, n, heads, latent, paging_of(op, latents, n, block_tables, seq_ids, positions), scale);
     call.q_latent = elements<float>(op, "q_latent", q_latent, {n, heads, latent});
     call.q_rope = elements<float>(op, "q_rope", q_rope, {n, heads, rope});
-    call.cache = latents.data;
-    call.type = latents.type;
-    call.paging = paging_of(op, latents, n, block_tables, seq_ids, positions);
-    call.tokens = n;
-    call.heads = heads;
-    call.latent = latent;
-    call.rope = call.rope_stride = rope;
-    call.scale = scale;
     Output<> out({n, heads, latent});
     call.out = out.data;
     without_gil([&] { kernels().attention.mla_attention(call); });

@@ -14,8 +14,6 @@
 namespace finback {
 namespace {
 
-using OptionalArray = std::optional<InputArray>;
-
 // ---- grouped-query attention
 // ---------------------------------------------------------------------------------------------
 
@@ -194,11 +192,13 @@ private:
     };
 
     struct Calls {
-        int64_t n;
         RopeCall turn_q, turn_latents;
         const int64_t* slots;
-        Paging paging;
+        MlaCall attention;  // of all rows, were they absorbed
         std::vector<Range> ranges;
+
+        int64_t rows() const { return attention.tokens; }
+        const Paging& paging() const { return attention.paging; }
     };
 
     // A step's fresh rows: [n, heads * head_dim], [n, latent + rope], [n, heads * value].
@@ -222,13 +222,14 @@ private:
 
     Calls calls(const StepArrays& step, int64_t n) const {
         Calls c{};
-        c.n = n;
         elements<float>(kName, "cos", step.cos, {n, rope_ / 2});
         c.turn_q = rope_of(kName, {n, heads_, head_dim()}, step.cos, step.sin, interleaved_, nope_);
         c.turn_latents = rope_of(kName, {n, 1, cache_.width}, step.cos, step.sin, interleaved_, latent_);
         c.slots = slots_of(kName, cache_, step.slots, n);
-        c.paging = paging_of(kName, cache_, n, step.block_tables, step.seq_ids, step.positions);
-        c.ranges = ranges_of(step.prompts, c.paging, n);
+        const Paging paging = paging_of(kName, cache_, n, step.block_tables, step.seq_ids, step.positions);
+        c.attention = latents_over(cache_, n, heads_, latent_, paging, scale_);
+        c.attention.rope_stride = head_dim();
+        c.ranges = ranges_of(step.prompts, paging, n);
         return c;
     }
 
@@ -259,11 +260,12 @@ private:
     // ---- working memory
 
     size_t bytes(const Calls& c) const {
-        size_t most = bottleneck_ ? piece_bytes<float>(static_cast<size_t>(c.n) * q_a_.rows) : 0;
+        size_t most = bottleneck_ ? piece_bytes<float>(static_cast<size_t>(c.rows()) * q_a_.rows) : 0;
         for (const Range& range : c.ranges)
             most = std::max(most, range.expanded ? expanded_bytes(context_of(c, range)) : absorbed_bytes(range));
-        return piece_bytes<float>(floats(c.n, heads_ * head_dim())) + piece_bytes<float>(floats(c.n, cache_.width)) +
-               piece_bytes<float>(floats(c.n, heads_ * value_)) + most;
+        return piece_bytes<float>(floats(c.rows(), heads_ * head_dim())) +
+               piece_bytes<float>(floats(c.rows(), cache_.width)) +
+               piece_bytes<float>(floats(c.rows(), heads_ * value_)) + most;
     }
     size_t expanded_bytes(int64_t context) const {
         const int64_t heads = heads_at_once(context);
@@ -277,7 +279,7 @@ private:
 
     // Of a prompt's range: the positions that its last row sees.
     static int64_t context_of(const Calls& c, const Range& range) {
-        return int64_t{c.paging.positions[range.end - 1]} + 1;
+        return int64_t{c.paging().positions[range.end - 1]} + 1;
     }
     // Heads whose keys and values are expanded together, and rows whose queries are in latent space together.
     int64_t heads_at_once(int64_t context) const {
@@ -291,18 +293,18 @@ private:
     // ---- work
 
     void run(const Calls& c, float* x, Pieces memory) const {
-        const Fresh fresh{memory.take<float>(floats(c.n, heads_ * head_dim())),
-                          memory.take<float>(floats(c.n, cache_.width)),
-                          memory.take<float>(floats(c.n, heads_ * value_))};
+        const Fresh fresh{memory.take<float>(floats(c.rows(), heads_ * head_dim())),
+                          memory.take<float>(floats(c.rows(), cache_.width)),
+                          memory.take<float>(floats(c.rows(), heads_ * value_))};
         project(c, x, fresh, memory);
         cache(c, fresh);
         for (const Range& range : c.ranges)
             range.expanded ? expand(c, range, fresh, memory) : absorb(c, range, fresh, memory);
-        kernels().gemm.linear({fresh.attended, static_cast<size_t>(c.n), Norm{}, &o_, 1, &o_bias_, x, &x});
+        kernels().gemm.linear({fresh.attended, static_cast<size_t>(c.rows()), Norm{}, &o_, 1, &o_bias_, x, &x});
     }
 
     void project(const Calls& c, const float* x, const Fresh& fresh, Pieces memory) const {
-        const auto n = static_cast<size_t>(c.n);
+        const auto n = static_cast<size_t>(c.rows());
         float* narrow = bottleneck_ ? memory.take<float>(n * q_a_.rows) : fresh.q;
         const Weight weights[2] = {bottleneck_ ? q_a_ : q_, kv_a_};
         const float* const biases[2] = {q_a_bias_, kv_a_bias_};
@@ -315,8 +317,8 @@ private:
     void cache(const Calls& c, const Fresh& fresh) const {
         rotate(c.turn_q, fresh.q);
         rotate(c.turn_latents, fresh.latents);
-        kernels().norm_rope.rms_norm(fresh.latents, of_latent_, fresh.latents, c.n, latent_, cache_.width);
-        kernels().attention.store_rows(cache_.type, cache_.data, fresh.latents, c.slots, c.n, cache_.width);
+        kernels().norm_rope.rms_norm(fresh.latents, of_latent_, fresh.latents, c.rows(), latent_, cache_.width);
+        kernels().attention.store_rows(cache_.type, cache_.data, fresh.latents, c.slots, c.rows(), cache_.width);
     }
 
     void absorb(const Calls& c, const Range& range, const Fresh& fresh, Pieces memory) const {
@@ -329,21 +331,13 @@ private:
         const auto n = static_cast<size_t>(rows);
         const float* q = fresh.q + first * heads_ * head_dim();
         float* q_latent = memory.take<float>(floats(rows, heads_ * latent_));
-        MlaCall call{};
+        MlaCall call = c.attention;
         call.q_latent = q_latent;
         call.q_rope = q + nope_;
-        call.cache = cache_.data;
         call.out = memory.take<float>(floats(rows, heads_ * latent_));
-        call.type = cache_.type;
-        call.paging = c.paging;
         call.paging.seq_ids += first;
         call.paging.positions += first;
         call.tokens = rows;
-        call.heads = heads_;
-        call.latent = latent_;
-        call.rope = rope_;
-        call.rope_stride = head_dim();
-        call.scale = scale_;
         const GemmKernels& gemm = kernels().gemm;
         gemm.head_linear({q, n, static_cast<size_t>(head_dim()), false, k_absorb_, q_latent});
         kernels().attention.mla_attention(call);
@@ -357,7 +351,8 @@ private:
         float* entries = memory.take<float>(floats(context, cache_.width));
         float* keys = memory.take<float>(floats(context, most * nope_));
         float* values = memory.take<float>(floats(context, most * value_));
-        const int32_t* table = c.paging.block_tables + c.paging.seq_ids[range.first] * c.paging.max_blocks;
+        const Paging& paging = c.paging();
+        const int32_t* table = paging.block_tables + paging.seq_ids[range.first] * paging.max_blocks;
         for (int64_t p = 0; p < context; ++p)
             slots[p] = table[p / cache_.block_size] * cache_.block_size + p % cache_.block_size;
         kernels().attention.load_rows(cache_.type, cache_.data, entries, slots, context, cache_.width);
@@ -386,7 +381,7 @@ private:
     void expand_heads(const Weight& all, int64_t head, int64_t heads, const float* entries, int64_t context,
                       float* out) const {
         Weight some = all;
-        some.data += bytes_of(all) / all.experts * static_cast<size_t>(head);
+        some.data = all.pair_of(static_cast<size_t>(head), 0);
         some.experts = static_cast<size_t>(heads);
         kernels().gemm.head_linear(
             {entries, static_cast<size_t>(context), static_cast<size_t>(cache_.width), true, some, out});

@@ -20,8 +20,6 @@
 namespace finback {
 namespace {
 
-using OptionalArray = std::optional<InputArray>;
-
 // ---- packing
 // -----------------------------------------------------------------------------------------------------------
 

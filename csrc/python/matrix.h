@@ -78,6 +78,8 @@ inline void require_matrix(const Weight& w, const char* operation, const char* n
         ", not ", ShapeText{{signed_size(w.experts), signed_size(w.rows), signed_size(w.cols)}});
 }
 
+using OptionalArray = std::optional<InputArray>;
+
 // (weight, eps) of an RMSNorm.
 using NormArgument = std::pair<InputArray, float>;
 using OptionalNorm = std::optional<NormArgument>;

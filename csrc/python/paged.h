@@ -116,6 +116,21 @@ inline AttentionCall attention_over(const char* operation, const HeadCache& cach
     return call;
 }
 
+// All but the queries, which lie by themselves, and the result: absorbed attention over latents and rotated keys.
+inline MlaCall latents_over(const Cache& cache, int64_t tokens, int64_t heads, int64_t latent, const Paging& paging,
+                            float scale) {
+    MlaCall call{};
+    call.cache = cache.data;
+    call.type = cache.type;
+    call.paging = paging;
+    call.tokens = tokens;
+    call.heads = heads;
+    call.latent = latent;
+    call.rope = call.rope_stride = cache.width - latent;
+    call.scale = scale;
+    return call;
+}
+
 // ---- heads to be normalised and rotated
 // ------------------------------------------------------------------------------------------
 

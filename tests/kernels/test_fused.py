@@ -245,7 +245,7 @@ def a_latent_layer(rng: np.random.Generator, format: str, whole: bool) -> Latent
 
 
 @pytest.mark.parametrize("dtype", CACHE_TYPES)
-@pytest.mark.parametrize("format", ["f32", "q8_0"])
+@pytest.mark.parametrize("format", ["f32", "bf16", "q8_0"])
 @pytest.mark.parametrize("whole", [False, True])
 def test_latent_attention(isa: str, rng: np.random.Generator, dtype: type[Any], format: str, whole: bool) -> None:
     """Answers, a prompt, and a prompt that is absorbed from a position on, in one step; and no row at all."""
