@@ -114,16 +114,23 @@ def _swiglu(hidden: int, inter: int, suffix: str, lead: tuple[int, ...]) -> Iter
     yield Tensor(f"ffn_down{suffix}.weight", (*lead, hidden, inter), 2)
 
 
-def chosen_type(recipe: str, tensor: Tensor, index: int) -> Type:
-    """The block type of a tensor. q4_k_m widens half of the sensitive tensors, and what 256 does not divide."""
+def chosen_type(recipe: str, tensor: Tensor, layers: int) -> Type:
+    """The block type of a tensor. q4_k_m widens the head, half of the sensitive tensors, and what 256 does not
+    divide."""
     if tensor.rank == 0:
         return Type.F32
     if recipe != "q4_k_m":
         return {"q4_0": Type.Q4_0, "q4_1": Type.Q4_1, "q8_0": Type.Q8_0, "bf16": Type.BF16, "mxfp4": Type.MXFP4}[recipe]
-    wide = tensor.rank == 2 and (tensor.name == "output.weight" or index % 2 == 0)
+    wide = tensor.rank == 2 and (tensor.name == "output.weight" or _layer_is_wide(tensor, layers))
     if tensor.shape[-1] % 256:
         return Type.Q8_0 if wide else Type.Q5_0
     return Type.Q6_K if wide else Type.Q4_K
+
+
+def _layer_is_wide(tensor: Tensor, layers: int) -> bool:
+    """llama.cpp's choice (use_more_bits in llama-quant.cpp): the first and the last eighth, and each third between."""
+    layer, eighth = int(tensor.name.split(".")[1]), layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
 def _half(value: float) -> np.ndarray:
@@ -259,7 +266,7 @@ def write(g: Geometry, recipe: str, path: str, *, seed: int = 1) -> None:
     writer = gguf.GGUFWriter(path, g.arch)
     _write_metadata(writer, g)
     rng = np.random.default_rng(seed)
-    plan = [(tensor, chosen_type(recipe, tensor, i)) for i, tensor in enumerate(tensors(g))]
+    plan = [(tensor, chosen_type(recipe, tensor, g.layers)) for tensor in tensors(g)]
     for tensor, kind in plan:
         block, size = gguf.GGML_QUANT_SIZES[kind]
         raw = None if kind == Type.F32 else kind
