@@ -47,6 +47,18 @@ def test_the_record(cli: Cli, tmp_path: Path, bandwidth: None, family: str) -> N
     assert record["bandwidth_share"] == pytest.approx(steps_per_s * record["read_bytes_per_step"] / 10e9)
 
 
+def test_a_turns_share_is_of_the_bandwidth_around_it(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([10e9, 20e9, 60e9])
+    monkeypatch.setattr(hardware, "read_bandwidth", lambda: next(measured))
+    write_tiny_folder(tmp_path / "tiny", "llama")
+    record = cli("bench", str(tmp_path / "tiny"), *QUICK, "--json", status=0).json
+    assert record["read_bandwidth_bytes_per_s"] == 20e9
+    first, second = (speed * record["read_bytes_per_step"] for speed in record["decode_runs"])
+    assert record["bandwidth_share"] == pytest.approx((first / 15e9 + second / 40e9) / 2)
+
+
 def test_for_people(cli: Cli, tmp_path: Path, bandwidth: None) -> None:
     write_tiny_folder(tmp_path / "tiny", "llama")
     text = cli("bench", str(tmp_path / "tiny"), *QUICK, status=0).out

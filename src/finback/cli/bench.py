@@ -2,8 +2,8 @@
 limit.
 
 Decode is bound by memory: a step must read the active weights and the cache. ``bandwidth_share`` is what the step
-read per second over what all cores together can read, both medians of turns in this run: a shared machine's memory
-changes its speed from one second to the next.
+read per second over what all cores together can read, measured before and after each turn, since a shared machine's
+memory changes its speed from one second to the next; the median of the turns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -145,7 +146,7 @@ def measure(name: str, work: Load, settings: Settings, load: Any) -> dict[str, A
         for _ in range(work.repeats):
             decode.append(timer.decode())
             bandwidths.append(hardware.read_bandwidth())
-        record = _record(facts, model, work, load_s, prefill, decode, statistics.median(bandwidths))
+        record = _record(facts, model, work, load_s, prefill, decode, bandwidths)
         return record | {"prefill_depth": timer.prefill_depth}
 
 
@@ -226,12 +227,14 @@ def _record(
     load_s: float,
     prefill: list[float],
     decode: list[float],
-    bandwidth: float,
+    bandwidths: list[float],
 ) -> dict[str, Any]:
+    """``bandwidths``: before the first turn of decode, and after each."""
     from finback import hardware
 
-    speed = statistics.median(decode)
     step_bytes = facts.step_bytes(work.batch, work.depth + work.gen / 2)
+    around = [(before + after) / 2 for before, after in pairwise(bandwidths)]
+    shares = [speed / work.batch * step_bytes / bandwidth for speed, bandwidth in zip(decode, around, strict=True)]
     return {
         "model": model.name,
         "path": str(facts.path),
@@ -245,12 +248,12 @@ def _record(
         "isa": hardware.kernels().isa,
         "load_s": round(load_s, 3),
         "prefill_tokens_per_s": statistics.median(prefill),
-        "decode_tokens_per_s": speed,
+        "decode_tokens_per_s": statistics.median(decode),
         "prefill_runs": prefill,
         "decode_runs": decode,
-        "read_bandwidth_bytes_per_s": bandwidth,
+        "read_bandwidth_bytes_per_s": statistics.median(bandwidths),
         "read_bytes_per_step": step_bytes,
-        "bandwidth_share": speed / work.batch * step_bytes / bandwidth,
+        "bandwidth_share": statistics.median(shares),
         "peak_memory_bytes": _peak_memory_bytes(),
         "weights_bytes": facts.plan.nbytes,
     }
