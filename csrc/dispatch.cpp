@@ -29,6 +29,12 @@ bool supported_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
            __builtin_cpu_supports("f16c");
 }
+// Processors of PCs have it in place of AVX-512: Intel Core from the 12th generation on.
+bool supported_avxvnni() {
+    constexpr unsigned avx_vnni = 1u << 4;  // of the second leaf 7's eax; not every compiler knows its name
+    unsigned eax = 0, ebx, ecx, edx;
+    return supported_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & avx_vnni) != 0;
+}
 bool supported_avx512() {
     return supported_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -210,6 +210,7 @@ FINBACK_OF_HALVES(abs_bytes)
 FINBACK_OF_HALVES(as_float)
 FINBACK_OF_HALVES(as_words)
 FINBACK_OF_HALVES(dot_pairs)
+FINBACK_OF_HALVES(flip_sign_bits)
 FINBACK_OF_HALVES(even_bytes)
 FINBACK_OF_HALVES(fma)
 FINBACK_OF_HALVES(max)
@@ -337,7 +338,7 @@ inline Ints<N> widen_signed_bytes(Places<N> p) {
 // A running sum of unsigned codes x signed activations, per row: 32-bit with VNNI, else two 16-bit sums, of bytes 0, 1
 // and of bytes 2, 3 of the quads, which wrap modulo 2^16: only their last value has to fit. Start is what it may begin
 // with instead of 0, for one token; Factors is one whole number per row.
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 inline constexpr bool kWideSums = true;
 struct Start {
     int32_t sum;
@@ -355,6 +356,13 @@ template <size_t N>
 inline Partial<N> start_at_zero() {
     return set1_i32<N>(0);
 }
+inline I32x8 factors_of(I32x8 factors) { return factors; }
+inline I32x16 factors_of(I32x16 factors) { return factors; }
+inline I32x8 total(I32x8 sum) { return sum; }
+inline I32x16 total(I32x16 sum) { return sum; }
+inline I32x8 total(I32x8 sum, I32x8 factors) { return {_mm256_mullo_epi32(sum.v, factors.v)}; }
+#if defined(__AVX512VNNI__)
+inline I32x16 total(I32x16 sum, I32x16 factors) { return {_mm512_mullo_epi32(sum.v, factors.v)}; }
 // The quad is broadcast by the product itself: as an instruction of its own, which GCC makes of intrinsics, 512-bit
 // broadcasts fill the load pipes of Zen 4.
 inline I32x8 add_dot(I32x8 sum, I8x32 u, const int8_t* quad) {
@@ -365,12 +373,15 @@ inline I32x16 add_dot(I32x16 sum, I8x64 u, const int8_t* quad) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(u.v), "m"(*reinterpret_cast<const int8_t (*)[4]>(quad)));
     return sum;
 }
-inline I32x8 factors_of(I32x8 factors) { return factors; }
-inline I32x16 factors_of(I32x16 factors) { return factors; }
-inline I32x8 total(I32x8 sum) { return sum; }
-inline I32x16 total(I32x16 sum) { return sum; }
-inline I32x8 total(I32x8 sum, I32x8 factors) { return {_mm256_mullo_epi32(sum.v, factors.v)}; }
-inline I32x16 total(I32x16 sum, I32x16 factors) { return {_mm512_mullo_epi32(sum.v, factors.v)}; }
+#else
+inline I32x16 total(I32x16 sum, I32x16 factors) { return {total(sum.lo, factors.lo), total(sum.hi, factors.hi)}; }
+inline I32x8 add_dot(I32x8 sum, I8x32 u, const int8_t* quad) {
+    return {_mm256_dpbusd_avx_epi32(sum.v, u.v, broadcast_quad(quad).v)};
+}
+inline I32x16 add_dot(const I32x16& sum, const I8x64& u, const int8_t* quad) {
+    return {add_dot(sum.lo, u.lo, quad), add_dot(sum.hi, u.hi, quad)};
+}
+#endif
 #else
 inline constexpr bool kWideSums = false;
 struct Start {
