@@ -47,9 +47,7 @@ def test_the_record(cli: Cli, tmp_path: Path, bandwidth: None, family: str) -> N
     assert record["bandwidth_share"] == pytest.approx(steps_per_s * record["read_bytes_per_step"] / 10e9)
 
 
-def test_a_turns_share_is_of_the_bandwidth_around_it(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_turns_share_is_of_the_bandwidth_around_it(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = iter([10e9, 20e9, 60e9])
     monkeypatch.setattr(hardware, "read_bandwidth", lambda: next(measured))
     write_tiny_folder(tmp_path / "tiny", "llama")
