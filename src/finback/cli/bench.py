@@ -1,9 +1,9 @@
 """``finback bench``: how fast a model reads a prompt and writes an answer here, and how near that is to the memory's
 limit.
 
-Decode is bound by memory: a step must read the active weights and the cache. ``bandwidth_share`` is what the step
-read per second over what all cores together can read, measured before and after each turn, since a shared machine's
-memory changes its speed from one second to the next; the median of the turns.
+Decode is bound by memory: a step must read the active weights and the cache. ``bandwidth_share`` is what the steps
+read over what all cores together could have read in that time, the median of the repeats. A shared machine's memory
+changes its speed from one second to the next, so it is measured every few steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import random
 import statistics
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from finback.engine.engine import Engine
 
 _SEED = 1
+_STEPS = 16  # between two looks at memory
+_READ_S = 0.1
 _COUNT = click.IntRange(min=1)
 
 
@@ -131,7 +132,6 @@ def _fitting(name: str, work: Load, settings: Settings) -> Settings:
 
 def measure(name: str, work: Load, settings: Settings, load: Any) -> dict[str, Any]:
     """The record of one benchmark."""
-    from finback import hardware
     from finback.cli.facts import facts_of
     from finback.hub import resolve
 
@@ -142,12 +142,18 @@ def measure(name: str, work: Load, settings: Settings, load: Any) -> dict[str, A
         timer = _Timer(model, work)
         timer.warm_up()
         prefill = [timer.prefill() for _ in range(work.repeats)]
-        decode, bandwidths = [], [hardware.read_bandwidth()]
-        for _ in range(work.repeats):
-            decode.append(timer.decode())
-            bandwidths.append(hardware.read_bandwidth())
-        record = _record(facts, model, work, load_s, prefill, decode, bandwidths)
+        decode = [timer.decode() for _ in range(work.repeats)]
+        record = _record(facts, model, work, load_s, prefill, decode)
         return record | {"prefill_depth": timer.prefill_depth}
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """One repeat. ``readable_bytes``: what memory could have given in its time; ``bandwidths``: as measured."""
+
+    tokens_per_s: float
+    readable_bytes: float
+    bandwidths: list[float]
 
 
 class _Timer:
@@ -182,8 +188,10 @@ class _Timer:
         self._finish()
         return (total - before) / (time.perf_counter() - started)
 
-    def decode(self) -> float:
-        """Tokens per second of writing, over all sequences."""
+    def decode(self) -> _Decoded:
+        """Writing, over all sequences: a few steps, memory, and so on."""
+        from finback import hardware
+
         prompts = [self._tokens(max(self._work.depth, 1)) for _ in range(self._work.batch)]
         for prompt in prompts:
             self._add(prompt, 1)
@@ -192,15 +200,20 @@ class _Timer:
         waiting = set(names)
         while waiting:
             waiting -= {output.request_id for output in self._engine.step() if output.tokens}
-        started = time.perf_counter()
-        written = 0
-        for _ in range(self._work.gen):
-            written += sum(len(output.tokens) for output in self._engine.step())
-        passed = time.perf_counter() - started
+        written, passed, readable = 0, 0.0, 0.0
+        bandwidths = [hardware.read_bandwidth(_READ_S)]
+        for begin in range(0, self._work.gen, _STEPS):
+            started = time.perf_counter()
+            for _ in range(min(_STEPS, self._work.gen - begin)):
+                written += sum(len(output.tokens) for output in self._engine.step())
+            turn_s = time.perf_counter() - started
+            bandwidths.append(hardware.read_bandwidth(_READ_S))
+            passed += turn_s
+            readable += turn_s * (bandwidths[-2] + bandwidths[-1]) / 2
         for name in names:
             self._engine.abort(name)
         self._finish()
-        return written / passed
+        return _Decoded(written / passed, readable, bandwidths)
 
     def _tokens(self, count: int) -> list[int]:
         return [self._random.randrange(self._vocabulary) for _ in range(count)]
@@ -226,15 +239,12 @@ def _record(
     work: Load,
     load_s: float,
     prefill: list[float],
-    decode: list[float],
-    bandwidths: list[float],
+    decode: list[_Decoded],
 ) -> dict[str, Any]:
-    """``bandwidths``: before the first turn of decode, and after each."""
     from finback import hardware
 
+    speeds = [run.tokens_per_s for run in decode]
     step_bytes = facts.step_bytes(work.batch, work.depth + work.gen / 2)
-    around = [(before + after) / 2 for before, after in pairwise(bandwidths)]
-    shares = [speed / work.batch * step_bytes / bandwidth for speed, bandwidth in zip(decode, around, strict=True)]
     return {
         "model": model.name,
         "path": str(facts.path),
@@ -248,12 +258,12 @@ def _record(
         "isa": hardware.kernels().isa,
         "load_s": round(load_s, 3),
         "prefill_tokens_per_s": statistics.median(prefill),
-        "decode_tokens_per_s": statistics.median(decode),
+        "decode_tokens_per_s": statistics.median(speeds),
         "prefill_runs": prefill,
-        "decode_runs": decode,
-        "read_bandwidth_bytes_per_s": statistics.median(bandwidths),
+        "decode_runs": speeds,
+        "read_bandwidth_bytes_per_s": statistics.median(b for run in decode for b in run.bandwidths),
         "read_bytes_per_step": step_bytes,
-        "bandwidth_share": statistics.median(shares),
+        "bandwidth_share": statistics.median(work.gen * step_bytes / run.readable_bytes for run in decode),
         "peak_memory_bytes": _peak_memory_bytes(),
         "weights_bytes": facts.plan.nbytes,
     }
