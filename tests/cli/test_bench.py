@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finback import hardware
-from finback.cli.bench import Load, _Timer
+from finback.cli.bench import Load, _Decoded, _Timer
 from finback.cli.facts import facts_of
 from finback.config import Settings
 from tests.cli.conftest import Cli
@@ -57,6 +58,15 @@ def test_the_share_is_of_the_bandwidth_around_the_steps(
     assert record["read_bandwidth_bytes_per_s"] == 30e9
     first, second = (speed * record["read_bytes_per_step"] for speed in record["decode_runs"])
     assert record["bandwidth_share"] == pytest.approx((first / 15e9 + second / 50e9) / 2)
+
+
+def test_memory_is_looked_at_every_sixteen_steps(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, ticks = iter([10e9, 20e9, 40e9]), count()
+    monkeypatch.setattr(hardware, "read_bandwidth", lambda seconds: next(measured))
+    model = loaded(batch_tokens=64, draft_tokens=0)
+    monkeypatch.setattr("finback.cli.bench.time.perf_counter", lambda: float(next(ticks)))
+    decoded = _Timer(model, Load(8, 20, 4, 1, 1)).decode()
+    assert decoded == _Decoded(tokens_per_s=20 / 2, readable_bytes=15e9 + 30e9, bandwidths=[10e9, 20e9, 40e9])
 
 
 def test_for_people(cli: Cli, tmp_path: Path, bandwidth: None) -> None:
